@@ -1,8 +1,8 @@
 """cme295lab: run what trains large language models, and count what it costs.
 
-Importing the package does nothing: each room (`simulator`, `hardware`, `attention`, …) is loaded when it is first named,
-so `import cme295lab` needs neither PyTorch nor a GPU. `from cme295lab import simulator` and `cme295lab.simulator` are the
-same thing.
+Importing the package does nothing: each room (`simulator`, `hardware`, `attention`, …) is loaded when it is first
+named, so `import cme295lab` needs neither PyTorch nor a GPU. `from cme295lab import simulator` and
+`cme295lab.simulator` are the same thing.
 """
 
 from importlib import import_module

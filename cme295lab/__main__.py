@@ -1,0 +1,5 @@
+"""`python -m cme295lab` is the command `cme295lab`."""
+
+from cme295lab.cli import main
+
+main()

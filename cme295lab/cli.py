@@ -1,0 +1,201 @@
+"""The command line: `cme295lab doctor | lab | run | check | bench`.
+
+Exit codes: 0 done; 1 it ran and something is wrong (a notebook failed, a check found something, the machine lacks
+something); 2 the request itself makes no sense (an unknown notebook, option or parameter); 130 interrupted.
+"""
+
+import ast
+import os
+import subprocess
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cme295lab import __version__
+from cme295lab.course.places import CourseError, UsageError, find_course
+
+FIRST_NOTEBOOK = "notebooks/00_start_here.ipynb"
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Run what trains large language models, and count what it costs.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Profile(StrEnum):
+    """Sizes to run with: `full` is what students see, `fast` is for a quick check."""
+
+    fast = "fast"
+    full = "full"
+
+
+Notebooks = Annotated[
+    list[str] | None, typer.Argument(help="A number (07), a name or a path. All if none.", show_default=False)
+]
+
+
+def main() -> None:
+    """Run the command line; errors that a user can put right are one line on stderr."""
+    try:
+        app()
+    except CourseError as error:
+        print(f"cme295lab: error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except KeyboardInterrupt:
+        print("cme295lab: interrupted", file=sys.stderr)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"cme295lab {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def doctor() -> None:
+    """Look at this machine: what of the course runs here, and a fix for each problem."""
+    from cme295lab.course.doctor import examine, what_runs_where
+
+    readings = examine()
+    table = Table(box=None, show_header=False, pad_edge=False)
+    marks = {"ok": "[green]ok[/]", "note": "[yellow]note[/]", "problem": "[red]problem[/]"}
+    for reading in readings:
+        table.add_row(marks[reading.state], reading.what, f"{reading.value}")
+        if reading.fix:
+            table.add_row("", "", f"[dim]fix:[/] {reading.fix}")
+    console = Console(highlight=False)
+    console.print(table)
+    console.print()
+    for line in what_runs_where(readings):
+        console.print(line)
+    if any(reading.state == "problem" for reading in readings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def lab(
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to serve on; 0 takes a free one.")] = 8888,
+    no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address, open no browser.")] = False,
+) -> None:
+    """Open JupyterLab on the course, at its first notebook. Ctrl-C ends it."""
+    course = find_course()
+    start = f"/lab/tree/{FIRST_NOTEBOOK}" if (course.root / FIRST_NOTEBOOK).is_file() else "/lab"
+    command = [
+        sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={course.root}", f"--LabApp.default_url={start}",
+        f"--ServerApp.port={port}", "--LabApp.news_url=None",
+        "--LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate",
+    ]  # fmt: skip
+    if no_browser:
+        command.append("--no-browser")
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        command.append("--allow-root")
+    if os.name == "posix":
+        os.execv(sys.executable, command)  # so that Ctrl-C and `kill` reach JupyterLab itself
+    raise typer.Exit(subprocess.run(command, check=False).returncode)
+
+
+@app.command()
+def run(
+    notebooks: Notebooks = None,
+    parameters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-p", "--parameter", metavar="NAME=VALUE", help="Set a parameter; may be repeated.", show_default=False
+        ),
+    ] = None,
+    profile: Annotated[Profile, typer.Option(help="Sizes to run with.")] = Profile.full,
+    output: Annotated[Path, typer.Option(help="Folder for the executed copies and index.html.")] = Path("build/run"),
+) -> None:
+    """Run notebooks from top to bottom; executed copies and an index page go to build/run."""
+    from cme295lab.course.index_page import write_index
+    from cme295lab.course.runner import check_parameters, resolve_parameters, run_notebook
+
+    course = find_course()
+    paths = course.find_notebooks(notebooks or [])
+    given = parse_parameters(parameters or [])
+    check_parameters(paths, given)
+    folder = output if output.is_absolute() else course.root / output
+    wanted = {"profile": profile.value, **given}
+    progress, runs = sys.stderr.isatty(), []
+    for number, path in enumerate(paths, start=1):
+        print(f"[{number}/{len(paths)}] {path.stem} ", end="" if not progress else "\n", flush=True)
+        result = run_notebook(path, folder, resolve_parameters(path, wanted), progress=progress)
+        print(f"{'ran' if result.ok else 'FAILED'} in {result.seconds:.1f} s", flush=True)
+        runs.append(result)
+    page = write_index(runs, folder, profile.value)
+    print(f"{sum(r.ok for r in runs)} of {len(runs)} notebooks ran; see {course.relative(page)}")
+    for result in runs:
+        if not result.ok:
+            print(f"cme295lab: error: {result.name}: cell {result.failed_cell}: {result.error}", file=sys.stderr)
+    if not all(result.ok for result in runs):
+        raise typer.Exit(1)
+
+
+@app.command()
+def check(
+    notebooks: Notebooks = None,
+    profile: Annotated[Profile, typer.Option(help="Sizes to run with.")] = Profile.fast,
+    workers: Annotated[int, typer.Option(min=1, help="Notebooks run at the same time.")] = 1,
+) -> None:
+    """Check the course: every cell runs, and marked cells print what is stored (nbval)."""
+    from cme295lab.course.validation import validate
+
+    course = find_course()
+    exit_code = validate(course, course.find_notebooks(notebooks or []), profile=profile.value, num_workers=workers)
+    if exit_code:
+        raise typer.Exit(1)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(context: typer.Context) -> None:
+    """Measure the course's own claims about speed; arguments go to tests/benchmarks/run.py."""
+    course = find_course()
+    script = course.root / "tests" / "benchmarks" / "run.py"
+    if not script.is_file():
+        raise CourseError("the benchmarks come with a clone of the repository (tests/benchmarks), not with the package")
+    command = [sys.executable, "-m", "tests.benchmarks.run", *context.args]
+    raise typer.Exit(subprocess.run(command, cwd=course.root, check=False).returncode)
+
+
+def parse_parameters(assignments: list[str]) -> dict[str, Any]:
+    """Read `NAME=VALUE` pairs.
+
+    Args:
+        assignments: as typed; a value that is a Python literal becomes that literal, anything else stays text.
+
+    Returns:
+        Values by name.
+
+    Raises:
+        UsageError: if there is no `=` or the name is not one that Python allows.
+    """
+    parameters: dict[str, Any] = {}
+    for assignment in assignments:
+        name, separator, text = assignment.partition("=")
+        if not separator or not name.isidentifier():
+            raise UsageError(f"-p {assignment!r}: write -p NAME=VALUE, for example -p profile=fast")
+        try:
+            parameters[name] = ast.literal_eval(text)
+        except (SyntaxError, ValueError):
+            parameters[name] = text
+    return parameters

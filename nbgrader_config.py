@@ -1,0 +1,9 @@
+"""nbgrader: solutions/<topic>/<topic>.ipynb becomes exercises/<topic>/<topic>.ipynb (`make release`)."""
+
+from traitlets.config import get_config
+
+c = get_config()
+c.CourseDirectory.course_id = "cme295"
+c.CourseDirectory.source_directory = "solutions"
+c.CourseDirectory.release_directory = "exercises"
+# Grades live in gradebook.db in this folder: git ignores it and `make clean` leaves it alone.

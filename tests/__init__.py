@@ -1,0 +1,1 @@
+"""The tests; `from tests.browser.lab import ...` finds the harness."""
