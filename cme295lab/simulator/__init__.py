@@ -1,0 +1,21 @@
+"""Runs Triton kernels on a CPU, all programs of the grid at once, and counts what they do.
+
+Read in this order: `launch` (one launch, from arguments to batches), `interpreter` and `expressions` (a kernel's syntax tree), `values`
+(blocks and pointers), `arithmetic`, `access` and `atomics` (what operations do), `divergence` (programs that take different paths),
+`language` (the functions of `triton.language`), `trace` (what was counted). `frontend` is the only module that touches Triton.
+
+    with simulator.trace(device="A100") as t:
+        flash_attention(q, k, v, causal=True)
+    t.tensors["k"].read_bytes, t.flops, t.table()
+"""
+
+from __future__ import annotations
+
+from cme295lab.simulator.compiler import Compiled, compile_kernel
+from cme295lab.simulator.errors import KernelTypeError, OutOfBoundsError, SimulatorError, UnsupportedFeatureError
+from cme295lab.simulator.trace import Launch, Step, TensorTraffic, Trace, enabled, is_enabled, trace
+
+__all__ = [
+    "Compiled", "KernelTypeError", "Launch", "OutOfBoundsError", "SimulatorError", "Step", "TensorTraffic", "Trace",
+    "UnsupportedFeatureError", "compile_kernel", "enabled", "is_enabled", "trace",
+]  # fmt: skip

@@ -1,0 +1,385 @@
+"""Arithmetic on blocks: promotion, broadcasting, casts, comparisons, element-wise functions.
+
+Two things make it quick. Integers stay lazy sums (see `values`), so addresses and in-bounds masks cost next to nothing; and a
+floating-point result overwrites an operand that nobody else holds, as a register would be.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from cme295lab.simulator import dtypes
+from cme295lab.simulator.dtypes import DType
+from cme295lab.simulator.errors import KernelTypeError
+from cme295lab.simulator.machine import Machine
+from cme295lab.simulator.programs import Array
+from cme295lab.simulator.values import Block, Pointer, add_terms, as_torch, scalar
+
+Number = bool | int | float
+Operand = Block | Number
+
+_PYTHON: dict[str, Callable[[Any, Any], Any]] = {
+    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "//": operator.floordiv, "%": operator.mod,
+    "&": operator.and_, "|": operator.or_, "^": operator.xor, "<<": operator.lshift, ">>": operator.rshift, "**": operator.pow,
+    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq, "!=": operator.ne,
+}  # fmt: skip
+_FLOAT: dict[str, Callable[..., torch.Tensor]] = {
+    "+": torch.add, "-": torch.sub, "*": torch.mul, "/": torch.div, "%": torch.fmod, "min": torch.fmin, "max": torch.fmax,
+    "minnan": torch.minimum, "maxnan": torch.maximum,
+}  # fmt: skip
+_INT: dict[str, Callable[..., np.ndarray]] = {
+    "*": np.multiply, "%": np.fmod, "&": np.bitwise_and, "|": np.bitwise_or, "^": np.bitwise_xor, "<<": np.left_shift,
+    ">>": np.right_shift, "min": np.minimum, "max": np.maximum, "minnan": np.minimum, "maxnan": np.maximum,
+}  # fmt: skip
+_COMPARE_FLOAT = {"<": torch.lt, "<=": torch.le, ">": torch.gt, ">=": torch.ge, "==": torch.eq, "!=": torch.ne}
+_COMPARE_INT = {"<": np.less, "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal, "==": np.equal, "!=": np.not_equal}
+_BITWISE = frozenset("& | ^ << >>".split())
+
+
+def binary(m: Machine, op: str, a: Operand, b: Operand) -> Operand:
+    """`a op b` with Triton's promotion and broadcasting; `op` is the Python operator, or min, max, minnan, maxnan."""
+    if not isinstance(a, Block) and not isinstance(b, Block):
+        return _numbers(op, a, b)
+    if isinstance(a, Pointer) or isinstance(b, Pointer):
+        return _pointer_arithmetic(m, op, a, b)
+    a, b, dtype = promoted(m, op, a, b)
+    shape = common_shape(a, b)
+    if op in _COMPARE_INT:
+        return _compare(m, op, a, b, dtype, shape)
+    if dtype.is_float:
+        return _float_binary(m, op, a, b, dtype, shape)
+    return _int_binary(m, op, _as_block(m, a, dtype), _as_block(m, b, dtype), dtype, shape)
+
+
+def _numbers(op: str, a: Any, b: Any) -> Any:
+    if op in ("min", "minnan"):
+        return min(a, b)
+    if op in ("max", "maxnan"):
+        return max(a, b)
+    return _PYTHON[op](a, b)
+
+
+def compare_constants(op: str, a: object, b: object) -> bool:
+    """A comparison of compile-time values, which may be types or strings."""
+    return bool(_PYTHON[op](a, b))
+
+
+def promoted(m: Machine, op: str, a: Operand, b: Operand) -> tuple[Operand, Operand, DType]:
+    """Both operands in the type of the operation; Python numbers stay numbers (rounded to that type)."""
+    a_type = a.dtype if isinstance(a, Block) else dtypes.of_number(a)
+    b_type = b.dtype if isinstance(b, Block) else dtypes.of_number(b)
+    if a_type == b_type and op != "/":
+        dtype = dtypes.float32 if op == "%" and a_type.is_float and a_type.primitive_bitwidth < 32 else a_type
+    else:
+        dtype = dtypes.promote(
+            a_type, b_type, a_is_number=not isinstance(a, Block), b_is_number=not isinstance(b, Block), division=op in ("/", "//", "%")
+        )
+    if op == "/" and not dtype.is_float:
+        dtype = dtypes.float32
+    elif op == "/" and dtype.primitive_bitwidth < 32:
+        dtype = dtypes.float32
+    if dtype.is_float and (op == "//" or op in _BITWISE):
+        raise KernelTypeError(f"{op!r} needs integers, got {a_type} and {b_type}")
+    return _to(m, a, dtype), _to(m, b, dtype), dtype
+
+
+def _to(m: Machine, x: Operand, dtype: DType) -> Operand:
+    if isinstance(x, Block):
+        return x if x.dtype == dtype else cast(m, x, dtype)
+    if dtype.is_float:
+        return float(x) if dtype.primitive_bitwidth >= 32 else float(torch.tensor(float(x), dtype=dtype.torch))
+    if x < 0 and not dtype.signed and dtype.kind == dtypes.INTEGER:
+        raise KernelTypeError(f"cannot combine an unsigned {dtype} value with the negative number {x}: cast one of them")
+    return x
+
+
+def _as_block(m: Machine, x: Operand, dtype: DType) -> Block:
+    return x if isinstance(x, Block) else scalar(x, m.active, dtype)
+
+
+def common_shape(*operands: object) -> tuple[int, ...]:
+    """The shape to which blocks broadcast."""
+    shapes = [x.shape for x in operands if isinstance(x, Block) and x.shape]
+    if not shapes:
+        return ()
+    if all(s == shapes[0] for s in shapes):
+        return shapes[0]
+    try:
+        return tuple(np.broadcast_shapes(*shapes))
+    except ValueError:
+        raise KernelTypeError(f"cannot broadcast blocks of shapes {' and '.join(map(str, shapes))}") from None
+
+
+def lifted(array: Array, rank: int) -> Array:
+    """Insert block axes behind the program axis, so that an array of a lower rank broadcasts."""
+    missing = rank + 1 - array.ndim
+    return array if missing == 0 else array.reshape((array.shape[0],) + (1,) * missing + tuple(array.shape[1:]))
+
+
+def result(m: Machine, array: Array, dtype: DType, shape: tuple[int, ...]) -> Block:
+    """A new value, noted for the size of the batch."""
+    block = Block([array], dtype, shape, m.active)
+    m.note_block(block)
+    return block
+
+
+def _overwritable(x: Operand, dtype: DType, m: Machine, size: torch.Size) -> torch.Tensor | None:
+    if isinstance(x, Block) and x.temporary and x.dtype == dtype and x.programs is m.active:
+        array = x.arrays[0]
+        if isinstance(array, torch.Tensor) and array.shape == size:
+            return array
+    return None
+
+
+def _float_binary(m: Machine, op: str, a: Operand, b: Operand, dtype: DType, shape: tuple[int, ...]) -> Block:
+    m.count_float_ops(_size(shape))
+    rank = len(shape)
+    x: Any = as_torch(lifted(a.data(m.active), rank)) if isinstance(a, Block) else a
+    y: Any = as_torch(lifted(b.data(m.active), rank)) if isinstance(b, Block) else b
+    function = _FLOAT[op]
+    if not isinstance(x, torch.Tensor):
+        if op == "*" or op == "+":
+            x, y, a, b = y, x, b, a
+        else:
+            x = torch.tensor(x, dtype=dtype.torch)
+    if not isinstance(y, torch.Tensor) and op in ("min", "max", "minnan", "maxnan", "%"):
+        y = torch.tensor(y, dtype=dtype.torch)
+    if _size(shape) >= 1024:
+        size = torch.broadcast_shapes(x.shape, y.shape) if isinstance(y, torch.Tensor) else x.shape
+        for operand in (a, b):
+            out = _overwritable(operand, dtype, m, size)
+            if out is not None and isinstance(operand, Block):
+                m.temporary_bytes -= operand.block_bytes
+                return result(m, function(x, y, out=out), dtype, shape)
+    return result(m, function(x, y), dtype, shape)
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for n in shape:
+        size *= n
+    return size
+
+
+def _int_binary(m: Machine, op: str, a: Block, b: Block, dtype: DType, shape: tuple[int, ...]) -> Block:
+    rank = len(shape)
+    if op in ("+", "-") and not dtype.is_bool():
+        left = [lifted(t, rank) for t in a.terms(m.active)]
+        right = [lifted(t, rank) for t in b.terms(m.active)]
+        return _lazy(m, add_terms(left, right if op == "+" else [-t for t in right]), dtype, shape)
+    if op == "*":
+        for x, y in ((a, b), (b, a)):
+            if len(x.arrays) > 1 and not y.shape:
+                factor = lifted(y.data(m.active), rank)
+                return _lazy(m, [lifted(t, rank) * factor for t in x.terms(m.active)], dtype, shape)
+    left_data, right_data = lifted(a.data(m.active), rank), lifted(b.data(m.active), rank)
+    with np.errstate(all="ignore"):
+        if op == "//":
+            return result(m, _divide(left_data, right_data), dtype, shape)
+        if op in ("+", "-"):
+            return result(m, np.bitwise_xor(left_data, right_data), dtype, shape)
+        return result(m, _INT[op](left_data, right_data).astype(dtype.numpy, copy=False), dtype, shape)
+
+
+def _lazy(m: Machine, terms: list[Array], dtype: DType, shape: tuple[int, ...]) -> Block:
+    block = Block(terms, dtype, shape, m.active)
+    m.note_block(block)
+    return block
+
+
+def _divide(a: Array, b: Array) -> np.ndarray:
+    """Integer division that truncates toward zero, as the hardware does (numpy's rounds down)."""
+    assert isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
+    if a.min() >= 0 and b.min() >= 0:
+        return np.asarray(a // b)
+    return ((a - np.fmod(a, b)) // b).astype(a.dtype)
+
+
+def _pointer_arithmetic(m: Machine, op: str, a: Operand, b: Operand) -> Block:
+    if isinstance(b, Pointer):
+        a, b = b, a
+    assert isinstance(a, Pointer)
+    if isinstance(b, Pointer):
+        if op in _COMPARE_INT and a.storage is b.storage:
+            return result(m, _COMPARE_INT[op](a.data(m.active), b.data(m.active)), dtypes.int1, common_shape(a, b))
+        raise KernelTypeError(f"cannot compute pointer {op} pointer")
+    offset = _as_block(m, b, dtypes.of_number(b)) if not isinstance(b, Block) else b
+    if op not in ("+", "-") or offset.dtype.is_float:
+        raise KernelTypeError(f"cannot compute pointer {op} {offset.dtype}: offsets are added as integers")
+    shape = common_shape(a, offset)
+    rank = len(shape)
+    terms = offset.terms(m.active)
+    _check_offset_overflow(offset, m)
+    wide = [lifted(t, rank).astype(np.int64, copy=False) for t in terms]
+    if op == "-":
+        wide = [-t for t in wide]
+    return Pointer(add_terms([lifted(t, rank) for t in a.terms(m.active)], wide), a.dtype, shape, m.active, a.storage)
+
+
+def _check_offset_overflow(offset: Block, m: Machine) -> None:
+    if offset.dtype.primitive_bitwidth != 32 or len(offset.arrays) == 1:
+        return
+    low, high = offset.bounds(m.active)
+    limits = np.iinfo(offset.dtype.numpy)
+    if low < limits.min or high > limits.max:
+        raise KernelTypeError(
+            f"the offset can reach {high if high > limits.max else low}, more than {offset.dtype} holds: on a GPU it would wrap around; "
+            "widen one factor with .to(tl.int64)"
+        )
+
+
+def _compare(m: Machine, op: str, a: Operand, b: Operand, dtype: DType, shape: tuple[int, ...]) -> Block:
+    rank = len(shape)
+    if dtype.is_float:
+        m.count_float_ops(_size(shape))
+        x: Any = as_torch(lifted(a.data(m.active), rank)) if isinstance(a, Block) else a
+        y: Any = as_torch(lifted(b.data(m.active), rank)) if isinstance(b, Block) else b
+        if not isinstance(x, torch.Tensor):
+            x = torch.tensor(x, dtype=dtype.torch)
+        return result(m, _COMPARE_FLOAT[op](x, y).numpy(), dtypes.int1, shape)
+    left, right = _as_block(m, a, dtype), _as_block(m, b, dtype)
+    if shape and op not in ("==", "!="):
+        known = _decided(_COMPARE_INT[op], left.bounds(m.active), right.bounds(m.active))
+        if known is not None:
+            return result(m, np.full((1,) * (rank + 1), known), dtypes.int1, shape)
+    x, y = lifted(left.data(m.active), rank), lifted(right.data(m.active), rank)
+    return result(m, _COMPARE_INT[op](x, y), dtypes.int1, shape)
+
+
+def _decided(compare: Callable[..., Any], a: tuple[int, int], b: tuple[int, int]) -> bool | None:
+    """The outcome of an order comparison when the bounds alone decide it: the usual in-bounds masks are true everywhere."""
+    outcomes = {bool(compare(x, y)) for x in a for y in b}
+    return outcomes.pop() if len(outcomes) == 1 else None
+
+
+def negative(m: Machine, x: Operand) -> Operand:
+    """`-x`."""
+    if not isinstance(x, Block):
+        return -x
+    if isinstance(x, Pointer):
+        raise KernelTypeError("a pointer has no negative")
+    if x.dtype.is_float:
+        m.count_float_ops(x.num_elements)
+        return result(m, -as_torch(x.data(m.active)), x.dtype, x.shape)
+    return _lazy(m, [-t for t in x.terms(m.active)], x.dtype, x.shape)
+
+
+def invert(m: Machine, x: Operand, *, logical: bool = False) -> Operand:
+    """`~x`, or `not x` with logical=True."""
+    if not isinstance(x, Block):
+        return (not x) if logical else ~x  # type: ignore[operator]
+    if x.dtype.is_float or isinstance(x, Pointer):
+        raise KernelTypeError(f"~ and `not` need integers or booleans, got {x.dtype}")
+    data = x.data(m.active)
+    assert isinstance(data, np.ndarray)
+    if logical and not x.dtype.is_bool():
+        return result(m, data == 0, dtypes.int1, x.shape)
+    return result(m, ~data, x.dtype, x.shape)
+
+
+def logical(m: Machine, op: str, a: Operand, b: Operand) -> Operand:
+    """`a and b`, `a or b` on kernel values: element by element, without short cut."""
+    truth = [x if not isinstance(x, Block) or x.dtype.is_bool() else binary(m, "!=", x, 0) for x in (a, b)]
+    return binary(m, "&" if op == "and" else "|", *[bool(x) if not isinstance(x, Block) else x for x in truth])
+
+
+def cast(m: Machine, x: Block, dtype: DType, *, rounding: str | None = None) -> Block:
+    """Convert values to another type; floats to narrower floats round to nearest even (or toward zero with rounding="rtz")."""
+    if x.dtype == dtype:
+        return x
+    if isinstance(x, Pointer):
+        raise KernelTypeError("a pointer can only be cast with bitcast=True")
+    if not x.dtype.is_float and not dtype.is_float:
+        if dtype.is_bool():
+            return result(m, x.data(m.active) != 0, dtype, x.shape)
+        if len(x.arrays) > 1 and dtype.primitive_bitwidth == 64:
+            return _lazy(m, [t.astype(dtype.numpy) for t in x.terms(m.active)], dtype, x.shape)  # type: ignore[union-attr]
+        with np.errstate(all="ignore"):
+            return result(m, x.data(m.active).astype(dtype.numpy), dtype, x.shape)  # type: ignore[union-attr]
+    data = x.data(m.active)
+    if dtype.is_float:
+        if isinstance(data, np.ndarray):
+            wide = np.float64 if data.dtype.itemsize == 8 or dtype.is_fp64() else np.float32
+            return result(m, torch.from_numpy(np.ascontiguousarray(data.astype(wide))).to(dtype.torch), dtype, x.shape)
+        if rounding == "rtz" and dtype.primitive_bitwidth < 32:
+            data = _toward_zero(data, dtype)
+        return result(m, data.to(dtype.torch), dtype, x.shape)
+    floats = as_torch(data)
+    floats = floats if floats.dtype in (torch.float32, torch.float64) else floats.float()
+    if dtype.is_bool():
+        return result(m, (floats != 0).numpy(), dtype, x.shape)
+    with np.errstate(all="ignore"):
+        return result(m, floats.numpy().astype(dtype.numpy), dtype, x.shape)
+
+
+def _toward_zero(data: torch.Tensor, dtype: DType) -> torch.Tensor:
+    """The nearest value of `dtype` that is not larger in size: step back where rounding to nearest went away from zero."""
+    exact = data.double()
+    near = data.to(dtype.torch)
+    width = {2: torch.int16, 1: torch.int8}[dtype.itemsize]
+    stepped = (near.view(width) - 1).view(dtype.torch)  # the bit pattern below is the next value toward zero, for either sign
+    return torch.where(near.double().abs() > exact.abs(), stepped, near)
+
+
+def bitcast(m: Machine, x: Block, dtype: DType) -> Block:
+    """Reinterpret the bits of a value as another type of the same width."""
+    if isinstance(x, Pointer):
+        if dtype.itemsize != x.dtype.itemsize:
+            raise KernelTypeError(f"cannot reinterpret a pointer to {x.dtype} as a pointer to {dtype}: the widths differ")
+        return Pointer(x.terms(m.active), dtype, x.shape, m.active, x.storage)
+    if x.dtype.primitive_bitwidth != dtype.primitive_bitwidth:
+        raise KernelTypeError(f"cannot bitcast {x.dtype} to {dtype}: the widths differ")
+    signed = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    data = x.data(m.active)
+    if isinstance(data, np.ndarray):
+        if not dtype.is_float:
+            return result(m, np.ascontiguousarray(data).view(dtype.numpy), dtype, x.shape)
+        integers = torch.from_numpy(np.ascontiguousarray(data).view(f"i{dtype.itemsize}"))
+        return result(m, integers.view(dtype.torch), dtype, x.shape)
+    if dtype.is_float:
+        return result(m, data.contiguous().view(dtype.torch), dtype, x.shape)
+    return result(m, data.contiguous().view(signed).numpy().view(dtype.numpy), dtype, x.shape)
+
+
+def where(m: Machine, condition: Operand, a: Operand, b: Operand) -> Operand:
+    """`tl.where`: elements of a where the condition holds, else of b."""
+    if not isinstance(condition, Block):
+        return a if condition else b
+    a, b, dtype = promoted(m, "where", a, b)
+    shape = common_shape(condition, a, b)
+    rank = len(shape)
+    mask = as_torch(lifted(condition.data(m.active), rank))
+    if mask.dtype != torch.bool:
+        mask = mask != 0
+    if not dtype.is_float:
+        x, y = (lifted(_as_block(m, v, dtype).data(m.active), rank) for v in (a, b))
+        return result(m, np.where(mask.numpy(), x, y), dtype, shape)
+    if not isinstance(b, Block) and isinstance(a, Block):
+        data = as_torch(lifted(a.data(m.active), rank))
+        size = torch.broadcast_shapes(data.shape, mask.shape)
+        out = _overwritable(a, dtype, m, size)
+        if out is not None:
+            m.temporary_bytes -= a.block_bytes
+            return result(m, out.masked_fill_(~mask, b), dtype, shape)
+        return result(m, data.expand(size).masked_fill(~mask, b), dtype, shape)
+    x, y = (as_torch(lifted(_as_block(m, v, dtype).data(m.active), rank)) for v in (a, b))
+    return result(m, torch.where(mask, x, y), dtype, shape)
+
+
+def unary(m: Machine, function: Callable[..., torch.Tensor], x: Operand, name: str, *, transcendental: bool = True) -> Block:
+    """An element-wise function of 32- or 64-bit floats, as in Triton."""
+    block = x if isinstance(x, Block) else scalar(float(x), m.active)
+    if not block.dtype.is_float or block.dtype.primitive_bitwidth < 32:
+        raise KernelTypeError(f"{name} needs fp32 or fp64, got {block.dtype}: convert with .to(tl.float32)")
+    m.count_float_ops(block.num_elements, transcendental=transcendental)
+    data = as_torch(block.data(m.active))
+    out = _overwritable(block, block.dtype, m, data.shape) if block.num_elements >= 1024 else None
+    if out is not None:
+        m.temporary_bytes -= block.block_bytes
+        return result(m, function(data, out=out), block.dtype, block.shape)
+    return result(m, function(data), block.dtype, block.shape)

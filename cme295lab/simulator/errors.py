@@ -1,0 +1,67 @@
+"""Errors of the simulator: each names the kernel, the source line and what to do.
+
+`SimulatorError` is the base. It is raised without a place by the operations, and the interpreter adds the place (kernel, file, line,
+source text) exactly once, on its way out: see `SimulatorError.locate`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where in a kernel something happened: kernel name, file, line number and the text of that line."""
+
+    kernel: str
+    file: str
+    line: int
+    source: str
+
+    def __str__(self) -> str:
+        return f'kernel {self.kernel}, line {self.line} of {self.file}:\n    --> {self.source.strip()}'
+
+
+class SimulatorError(RuntimeError):
+    """A kernel cannot be run, or did something that no GPU would allow."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+        self.place: Place | None = None
+
+    def locate(self, place: Place) -> SimulatorError:
+        """Add the place in the kernel, unless an inner call has done so."""
+        if self.place is None:
+            self.place = place
+        return self
+
+    @property
+    def line(self) -> int | None:
+        """Line number in the kernel's file, where known."""
+        return self.place.line if self.place else None
+
+    def __str__(self) -> str:
+        return self.message if self.place is None else f"{self.message}\n  in {self.place}"
+
+
+class OutOfBoundsError(SimulatorError):
+    """A load, store or atomic touches an element outside the storage of its tensor."""
+
+    def __init__(self, message: str, *, tensor: str, program: tuple[int, int, int], element: int) -> None:
+        super().__init__(message)
+        self.tensor = tensor
+        self.program = program
+        self.element = element
+
+
+class UnsupportedFeatureError(SimulatorError):
+    """A kernel uses a feature of Python or Triton that the simulator does not execute."""
+
+    def __init__(self, feature: str, advice: str = "") -> None:
+        super().__init__(f"the simulator does not support {feature}" + (f": {advice}" if advice else ""))
+        self.feature = feature
+
+
+class KernelTypeError(SimulatorError):
+    """Operands have types or shapes that Triton does not combine."""

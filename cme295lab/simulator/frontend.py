@@ -1,0 +1,182 @@
+"""The only module that touches the installed Triton.
+
+The simulator has its own reading of the language (`language`, `interpreter`), so what it takes from Triton is small:
+
+* `is_kernel(x)`, `kernel_function(x)` — recognise a jit function and get the Python function behind it;
+* `constexpr_names(x)` — which of its parameters are `tl.constexpr`;
+* `resolve(x)` — the simulator's counterpart of an object that a kernel's source names: a module, a type, a constant, a function;
+* `launches_go_to(run)` — while active, `kernel[grid](...)` with CPU tensors calls `run` instead of compiling;
+* `unwrap(x)` — the jit function inside autotuners and heuristics.
+
+A stand-in for systems without Triton (macOS, Windows) needs to provide these five, and a `triton` module that kernels can import. No
+private module of Triton is imported: of the classes used here, `JITFunction`, `Autotuner` and `Heuristics` are what the public
+decorators return.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from cme295lab.simulator import dtypes
+from cme295lab.simulator.errors import SimulatorError, UnsupportedFeatureError
+
+Run = Callable[[Any, Any, tuple[Any, ...], dict[str, Any]], Any]
+
+
+def available() -> bool:
+    """Whether Triton can be imported here."""
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return True
+
+
+def require_triton() -> None:
+    """Raise an error that says what to do where Triton is missing."""
+    if not available():
+        raise SimulatorError(
+            "Triton is not installed, and it has no packages for this system (macOS and Windows): its kernels cannot be run here. "
+            "Use Linux, WSL 2 or a container; everything else of the course works without it"
+        )
+
+
+def _is_instance(x: Any, *names: str) -> bool:
+    return any(c.__name__ in names and c.__module__.split(".")[0] == "triton" for c in type(x).__mro__)
+
+
+def is_kernel(x: Any) -> bool:
+    """Whether x is a function decorated with @triton.jit (under TRITON_INTERPRET=1 too)."""
+    return _is_instance(x, "JITFunction", "InterpretedFunction")
+
+
+def kernel_function(x: Any) -> Callable[..., Any]:
+    """The Python function behind a jit function."""
+    function = x.fn
+    return function if isinstance(function, types.FunctionType) else kernel_function(function)
+
+
+def constexpr_names(function: Callable[..., Any]) -> frozenset[str]:
+    """The parameters that are compile-time constants."""
+    names = []
+    for name, annotation in function.__annotations__.items():
+        text = annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+        if "constexpr" in text:
+            names.append(name)
+    return frozenset(names)
+
+
+def resolve(x: Any, *, native: Callable[[str], Any | None], language: Any, kernel: Callable[[Any], Any]) -> Any:
+    """The simulator's counterpart of an object that a kernel refers to.
+
+    Args:
+        x: a module, type, constant or function from the kernel's globals or closure.
+        native: looks up the simulator's own version of a function of `triton.language` by name.
+        language: stands for the modules `triton` and `triton.language`.
+        kernel: wraps a jit function so that it can be called from a kernel.
+    """
+    if isinstance(x, types.ModuleType):
+        return language if x.__name__.split(".")[0] == "triton" else x
+    if _is_instance(x, "constexpr"):
+        return resolve(x.value, native=native, language=language, kernel=kernel)
+    if _is_instance(x, "dtype"):
+        if x.name not in dtypes.BY_NAME:
+            raise UnsupportedFeatureError(f"the type tl.{x.name}")
+        return dtypes.BY_NAME[x.name]
+    if is_kernel(x):
+        function = kernel_function(x)
+        own = native(function.__name__) if _is_language(function) else None
+        return own if own is not None else kernel(function)
+    if _is_instance(x, "ConstexprFunction"):
+        return x.fn
+    name = getattr(x, "__name__", None)
+    if isinstance(name, str) and _is_language(x):
+        own = native(name)
+        if own is None:
+            raise UnsupportedFeatureError(f"tl.{name}")
+        return own
+    return x
+
+
+def _is_language(x: Any) -> bool:
+    module = getattr(x, "__module__", "") or ""
+    return module.startswith("triton.") and ".language" in module
+
+
+def language_member(path: str) -> Any | None:
+    """The object that the installed Triton has under `triton.language.<name>` (or in its submodules), or None."""
+    if not available():
+        return None
+    import triton
+    import triton.language as tl
+
+    name = path.rsplit(".", 1)[-1]
+    for place in (tl, tl.math, triton):
+        if hasattr(place, name):
+            return getattr(place, name)
+    return None
+
+
+def unwrap(kernel: Any, bound: dict[str, Any], options: dict[str, Any]) -> tuple[Any, dict[str, Any], str | None]:
+    """Get through autotuners and heuristics to the jit function.
+
+    Args:
+        kernel: what `kernel[grid](...)` was called on.
+        bound: positional arguments by name.
+        options: keyword arguments of the launch.
+
+    Returns:
+        The jit function, the keyword arguments with the chosen meta-parameters, and the text of the autotuner's configuration (the first
+        one that its own pruning keeps: there is no GPU to time them on), or None.
+    """
+    config = None
+    while not is_kernel(kernel):
+        if _is_instance(kernel, "Autotuner"):
+            kernel.nargs = bound
+            chosen = kernel.prune_configs(options)[0]
+            options = {**options, **chosen.kwargs}
+            config = str(chosen)
+        elif _is_instance(kernel, "Heuristics"):
+            for name, rule in kernel.values.items():
+                options = {**options, name: rule({**bound, **options})}
+        else:
+            raise UnsupportedFeatureError(f"launching a {type(kernel).__name__}")
+        kernel = kernel.fn
+    return kernel, options, config
+
+
+@contextlib.contextmanager
+def launches_go_to(run: Run) -> Iterator[None]:
+    """While active, launches with CPU tensors call `run(kernel, grid, args, kwargs)`; others go to Triton. Restored on exit."""
+    require_triton()
+    import triton.runtime.autotuner as autotuner
+    import triton.runtime.jit as jit
+
+    classes: list[Any] = [jit.JITFunction, autotuner.Autotuner, autotuner.Heuristics]
+    with contextlib.suppress(ImportError):
+        from triton.runtime.interpreter import InterpretedFunction
+
+        classes.append(InterpretedFunction)
+    originals = {c: c.__dict__.get("run") for c in classes}
+
+    def patched(original: Any) -> Any:
+        def run_or_compile(self: Any, *args: Any, grid: Any, **kwargs: Any) -> Any:
+            if any(getattr(a, "is_cuda", False) for a in (*args, *kwargs.values())):
+                return original(self, *args, grid=grid, **kwargs)
+            warmup = kwargs.pop("warmup", False)
+            return None if warmup else run(self, grid, args, kwargs)
+
+        return run_or_compile
+
+    for c, original in originals.items():
+        if original is not None:
+            c.run = patched(original)
+    try:
+        yield
+    finally:
+        for c, original in originals.items():
+            if original is not None:
+                c.run = original

@@ -1,0 +1,205 @@
+"""Program ids, creation, memory access, casts, hints and messages."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cme295lab.simulator import access, arithmetic, atomics, dtypes
+from cme295lab.simulator.arithmetic import Operand, result
+from cme295lab.simulator.dtypes import DType, PointerType
+from cme295lab.simulator.errors import KernelTypeError, SimulatorError, UnsupportedFeatureError
+from cme295lab.simulator.language.registry import native
+from cme295lab.simulator.machine import Machine
+from cme295lab.simulator.values import Block, Pointer, as_numpy, scalar
+
+
+def whole_number(value: object, what: str) -> int:
+    """A compile-time integer, or an error that says where one is needed."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    raise KernelTypeError(f"{what} must be a compile-time integer (a literal or tl.constexpr), got {value!r}")
+
+
+def block_shape(shape: object, what: str) -> tuple[int, ...]:
+    """A compile-time block shape; Triton wants powers of two."""
+    sizes = tuple(whole_number(n, f"each size in {what}'s shape") for n in (shape if isinstance(shape, list | tuple) else [shape]))
+    for n in sizes:
+        if n < 1 or n & (n - 1):
+            raise KernelTypeError(f"{what}: block sizes must be powers of two, got {n} in {sizes}")
+    return sizes
+
+
+@native("program_id")
+def program_id(m: Machine, axis: int) -> Block:
+    if axis not in (0, 1, 2):
+        raise KernelTypeError(f"tl.program_id: axis must be 0, 1 or 2, got {axis!r}")
+    ids = m.program_ids[m.active.ids, axis]
+    same = len(ids) > 1 and (ids == ids[0]).all()
+    return Block([ids[:1] if same else ids], dtypes.int32, (), m.active)
+
+
+@native("num_programs")
+def num_programs(m: Machine, axis: int) -> Block:
+    return scalar(m.grid[axis], m.active, dtypes.int32)
+
+
+@native("arange")
+def arange(m: Machine, start: object, end: object) -> Block:
+    first, last = whole_number(start, "tl.arange's start"), whole_number(end, "tl.arange's end")
+    shape = block_shape(last - first, "tl.arange") if last > first else ()
+    if not shape:
+        raise KernelTypeError(f"tl.arange: end must be greater than start, got {first} and {last}")
+    return result(m, np.arange(first, last, dtype=np.int32)[None], dtypes.int32, shape)
+
+
+@native("full")
+def full(m: Machine, shape: object, value: Operand, dtype: DType) -> Block:
+    sizes = block_shape(shape, "tl.full") if shape not in ((), []) else ()
+    one = arithmetic.cast(m, value, dtype) if isinstance(value, Block) else scalar(value, m.active, dtype)
+    block = result(m, arithmetic.lifted(one.data(m.active), len(sizes)), dtype, sizes)
+    return block
+
+
+@native("zeros")
+def zeros(m: Machine, shape: object, dtype: DType) -> Block:
+    return full(m, shape, 0, dtype)
+
+
+@native("zeros_like")
+def zeros_like(m: Machine, input: Block) -> Block:
+    return full(m, input.shape, 0, input.dtype)
+
+
+@native("load", method=False)
+def load(
+    m: Machine, pointer: Operand, mask: Operand | None = None, other: Operand | None = None, boundary_check: object = (),
+    padding_option: str = "", cache_modifier: str = "", eviction_policy: str = "", volatile: bool = False,
+) -> Block:  # fmt: skip
+    if boundary_check:
+        raise UnsupportedFeatureError("block pointers (boundary_check)", "use pointers and a mask")
+    return access.load(m, pointer, mask, other)
+
+
+@native("store")
+def store(
+    m: Machine, pointer: Operand, value: Operand, mask: Operand | None = None, boundary_check: object = (),
+    cache_modifier: str = "", eviction_policy: str = "",
+) -> None:  # fmt: skip
+    if boundary_check:
+        raise UnsupportedFeatureError("block pointers (boundary_check)", "use pointers and a mask")
+    access.store(m, pointer, value, mask)
+
+
+def _register_atomics() -> None:
+    for op in ("add", "max", "min", "and", "or", "xor", "xchg"):
+
+        def run(m: Machine, pointer: Operand, val: Operand, mask: Operand | None = None, sem: Any = None, scope: Any = None, _op: str = op) -> Block:
+            return atomics.atomic(m, _op, pointer, val, mask)
+
+        native(f"atomic_{op}")(run)
+
+
+_register_atomics()
+
+
+@native("atomic_cas")
+def atomic_cas(m: Machine, pointer: Operand, cmp: Operand, val: Operand, sem: Any = None, scope: Any = None) -> Block:
+    return atomics.compare_and_swap(m, pointer, cmp, val)
+
+
+@native("cast", "to", method=True)
+def cast(
+    m: Machine, input: Operand, dtype: DType | PointerType, fp_downcast_rounding: str | None = None, bitcast: bool = False
+) -> Block:
+    block = input if isinstance(input, Block) else scalar(input, m.active)
+    target = dtype.element_ty if isinstance(dtype, PointerType) else dtype
+    if not isinstance(target, DType):
+        raise KernelTypeError(f"cannot convert to {dtype!r}: pass a type such as tl.float32")
+    if bitcast or isinstance(dtype, PointerType):
+        return arithmetic.bitcast(m, block, target)
+    return arithmetic.cast(m, block, target, rounding=fp_downcast_rounding)
+
+
+@native("to_tensor")
+def to_tensor(m: Machine, x: Operand) -> Block:
+    return x if isinstance(x, Block) else scalar(x, m.active)
+
+
+@native("constexpr")
+def constexpr(m: Machine, value: object) -> object:
+    if isinstance(value, Block):
+        raise KernelTypeError("tl.constexpr(...) of a value that is only known when the kernel runs")
+    return value
+
+
+@native("cdiv", method=False)
+def cdiv(m: Machine, x: Operand, div: Operand) -> Operand:
+    if not isinstance(x, Block) and not isinstance(div, Block):
+        return -(-x // div)
+    return arithmetic.binary(m, "//", arithmetic.binary(m, "+", x, arithmetic.binary(m, "-", div, 1)), div)
+
+
+@native("next_power_of_2")
+def next_power_of_2(m: Machine, n: object) -> int:
+    return 1 << (whole_number(n, "next_power_of_2's argument") - 1).bit_length()
+
+
+@native("multiple_of", "max_contiguous", "max_constancy")
+def hint(m: Machine, input: Operand, values: object) -> Operand:
+    """Promises to the compiler; the simulator looks at the values themselves."""
+    return input
+
+
+@native("debug_barrier")
+def debug_barrier(m: Machine) -> None:
+    """Programs run in step: there is nothing to wait for."""
+
+
+@native("assume")
+def assume(m: Machine, cond: Operand) -> None:
+    device_assert(m, cond, "tl.assume does not hold")
+
+
+@native("static_assert")
+def static_assert(m: Machine, cond: object, msg: object = "") -> None:
+    if isinstance(cond, Block):
+        raise KernelTypeError("tl.static_assert needs a compile-time condition; use tl.device_assert")
+    if not cond:
+        raise SimulatorError(f"tl.static_assert failed{': ' if msg else ''}{msg}")
+
+
+@native("device_assert")
+def device_assert(m: Machine, cond: Operand, msg: object = "", mask: Operand | None = None) -> None:
+    holds = cond if mask is None else arithmetic.logical(m, "or", cond, arithmetic.invert(m, mask, logical=True))
+    if not isinstance(holds, Block):
+        if not holds:
+            raise SimulatorError(f"assertion failed{': ' if msg else ''}{msg}")
+        return
+    good = np.asarray(holds.data(m.active)).astype(bool).reshape(holds.data(m.active).shape[0], -1).all(axis=1)
+    if not good.all():
+        raise SimulatorError(f"assertion failed in program {m.program_of_row(int(np.argmin(good)))}{': ' if msg else ''}{msg}")
+
+
+@native("static_print")
+def static_print(m: Machine, *values: object, sep: str = " ", end: str = "\n") -> None:
+    print(*values, sep=sep, end=end)
+
+
+@native("device_print")
+def device_print(m: Machine, prefix: str, *args: Operand, hex: bool = False) -> None:
+    for row in range(m.num_active):
+        for value in args:
+            shown: Any = value
+            if isinstance(value, Pointer):
+                shown = value.terms(m.active)
+            elif isinstance(value, Block):
+                data = as_numpy(value.full(m.active))
+                shown = data[row if data.shape[0] > 1 else 0]
+            print(f"{m.program_of_row(row)} {prefix}{shown}")
+
+
+@native("inline_asm_elementwise", "inline_asm")
+def inline_assembly(m: Machine, *args: object, **kwargs: object) -> None:
+    raise UnsupportedFeatureError("inline assembly", "it has a meaning only for a GPU")

@@ -1,0 +1,155 @@
+"""One launch: bind the arguments, cut the grid into batches, run them.
+
+A batch is as many programs as fit a budget of elements for the largest block, so memory stays bounded and the working set near the caches.
+The largest block is not known before the kernel has run; so the first batch is a single program.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from cme295lab.simulator import frontend
+from cme295lab.simulator.errors import SimulatorError, UnsupportedFeatureError
+from cme295lab.simulator.interpreter import Interpreter
+from cme295lab.simulator.machine import Counters, Machine
+from cme295lab.simulator.source import KernelSource, kernel_source
+from cme295lab.simulator.storage import Storage
+from cme295lab.simulator.values import Pointer, scalar
+
+ELEMENT_BUDGET = 1 << 20
+_ORDERED = frozenset({"atomic_cas", "atomic_xchg"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to do besides running: count, keep every access in order, keep the values of some variables."""
+
+    counting: bool = False
+    recording: bool = False
+    watch: frozenset[str] = frozenset()
+    element_budget: int = ELEMENT_BUDGET
+
+
+@dataclass(kw_only=True)
+class Outcome:
+    """What came out of a launch, for the trace to present."""
+
+    source: KernelSource
+    grid: tuple[int, int, int]
+    constants: dict[str, Any]
+    config: str | None
+    storages: list[Storage] = field(default_factory=list)
+    counters: Counters = field(default_factory=Counters)
+    seconds: float = 0.0
+
+
+def launch(kernel: Any, grid: Any, args: tuple[Any, ...], kwargs: dict[str, Any], settings: Settings) -> Outcome:
+    """Run every program of a grid on CPU tensors.
+
+    Args:
+        kernel: a jit function, possibly inside autotuners and heuristics.
+        grid: one to three sizes, or a function of the meta-parameters that returns them.
+        args, kwargs: the kernel's arguments; options for the compiler (num_warps, …) are accepted and have no effect.
+        settings: what to count.
+
+    Raises:
+        SimulatorError: the kernel or its arguments are wrong; see the subclasses.
+    """
+    started = time.perf_counter()
+    names = list(_signature(kernel).parameters)
+    jit, options, config = frontend.unwrap(kernel, dict(zip(names, args, strict=False)), kwargs)
+    function = frontend.kernel_function(jit)
+    source = kernel_source(function)
+    bound = _bind(source, args, options)
+    sizes = _grid(grid, bound)
+    constant_names = frontend.constexpr_names(function)
+    outcome = Outcome(
+        source=source, grid=sizes, config=config,
+        constants={n: v for n, v in bound.items() if n in constant_names and not isinstance(v, torch.Tensor)},
+    )  # fmt: skip
+    machine = Machine(sizes, counting=settings.counting, recording=settings.recording, watch=settings.watch)
+    machine.counters = outcome.counters
+    arguments = {n: v if n in constant_names else _argument(n, v, machine, outcome.storages) for n, v in bound.items()}
+    with torch.no_grad():
+        _run_batches(function, arguments, machine, settings, one_by_one=_needs_order(source))
+    outcome.seconds = time.perf_counter() - started
+    return outcome
+
+
+def _signature(kernel: Any) -> Any:
+    while not frontend.is_kernel(kernel):
+        kernel = kernel.fn
+    return kernel_source(frontend.kernel_function(kernel)).signature
+
+
+def _bind(source: KernelSource, args: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
+    known = {k: v for k, v in options.items() if k in source.signature.parameters}
+    try:
+        bound = source.signature.bind(*args, **known)
+    except TypeError as error:
+        raise SimulatorError(f"launching {source.name}: {error}; its parameters are {', '.join(source.signature.parameters)}") from None
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+def _grid(grid: Any, bound: dict[str, Any]) -> tuple[int, int, int]:
+    sizes = grid(bound) if callable(grid) else grid
+    sizes = tuple(sizes) if isinstance(sizes, tuple | list) else (sizes,)
+    if not 1 <= len(sizes) <= 3 or not all(isinstance(n, int | np.integer) and n >= 0 for n in sizes):
+        raise SimulatorError(f"the grid must be one to three non-negative integers, got {sizes!r}")
+    x, y, z = (*(int(n) for n in sizes), 1, 1)[:3]
+    return x, y, z
+
+
+def _argument(name: str, value: Any, machine: Machine, storages: list[Storage]) -> Any:
+    """A launch argument as the kernel sees it."""
+    if isinstance(value, torch.Tensor):
+        if value.device.type != "cpu":
+            raise SimulatorError(f"argument {name!r} is on {value.device}; the simulator needs all tensors on the CPU (or all on the GPU)")
+        storage = Storage(name.removesuffix("_ptr").lower(), value)
+        storages.append(storage)
+        return Pointer([np.array([storage.first_element], np.int64)], storage.dtype, (), machine.active, storage)
+    if isinstance(value, bool | int | float):
+        return scalar(value, machine.active)
+    if isinstance(value, tuple | list):
+        return tuple(_argument(f"{name}.{i}", v, machine, storages) for i, v in enumerate(value))
+    if value is None or isinstance(value, str):
+        return value
+    if frontend.is_kernel(value) or hasattr(value, "name"):
+        return value
+    raise UnsupportedFeatureError(f"argument {name!r} of type {type(value).__name__}", "pass tensors, numbers, tuples or tl.constexpr values")
+
+
+def _needs_order(source: KernelSource) -> bool:
+    """Whether the kernel orders programs against each other, so that they must run one after another."""
+    return bool(source.called_names() & _ORDERED)
+
+
+def _run_batches(function: Callable[..., Any], arguments: dict[str, Any], machine: Machine, settings: Settings, *, one_by_one: bool) -> None:
+    total = machine.grid[0] * machine.grid[1] * machine.grid[2]
+    first, size = 0, 1
+    interpreter = Interpreter(machine)
+    while first < total:
+        last = min(total, first + size)
+        machine.begin_batch(first, last)
+        interpreter.run(function, {n: _moved(v, machine) for n, v in arguments.items()})
+        first = last
+        if not one_by_one:
+            size = max(1, settings.element_budget // machine.largest_block)
+
+
+def _moved(value: Any, machine: Machine) -> Any:
+    """An argument belongs to the set of programs of the current batch."""
+    if isinstance(value, Pointer):
+        return Pointer(value.arrays, value.dtype, (), machine.active, value.storage)
+    if isinstance(value, tuple):
+        return tuple(_moved(v, machine) for v in value)
+    if hasattr(value, "programs"):
+        return value.restricted(machine.active, slice(None))
+    return value

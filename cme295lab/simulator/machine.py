@@ -1,0 +1,112 @@
+"""The state of a running launch: which programs are active, where in the kernel they are, and what has been counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from cme295lab.simulator.programs import ProgramSet
+from cme295lab.simulator.values import Block
+
+
+@dataclass(frozen=True)
+class AccessEvent:
+    """One load, store or atomic of the batch: per program the first active element and the bytes moved."""
+
+    kind: Literal["load", "store", "atomic"]
+    tensor: str
+    line: int
+    text: str
+    programs: np.ndarray  # (n,) positions in the grid
+    first_elements: np.ndarray  # (n,) element offsets from the tensor's first element; -1: nothing active
+    num_bytes: np.ndarray  # (n,)
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class AssignEvent:
+    """A watched variable got a new value; `values` has one row per program of `programs`, or one for all."""
+
+    variable: str
+    line: int
+    text: str
+    programs: np.ndarray
+    values: np.ndarray
+
+
+@dataclass
+class Counters:
+    """What a launch has cost so far. FLOPs are summed over programs; on-chip bytes are those of one program."""
+
+    dot_flops: int = 0
+    other_flops: int = 0
+    transcendental_ops: int = 0
+    sram_peak_bytes: int = 0
+    events: list[AccessEvent | AssignEvent] = field(default_factory=list)
+
+
+def _no_interpreter(function: Any, arguments: list[Any]) -> Any:
+    raise AssertionError("no interpreter is attached to this machine")
+
+
+class Machine:
+    """State shared by the interpreter and the operations while a batch of programs runs.
+
+    `held_bytes` are block bytes of one program that variables keep alive during the current statement, `temporary_bytes` those of
+    intermediate results within it; their largest sum is the on-chip peak. `call` runs a jit function (reductions have one as argument).
+    """
+
+    def __init__(self, grid: tuple[int, int, int], *, counting: bool, recording: bool, watch: frozenset[str]) -> None:
+        self.grid = grid
+        self.counting = counting
+        self.recording = recording
+        self.watch = watch
+        self.counters = Counters()
+        self.active = ProgramSet(np.zeros(1, np.int64))
+        self.program_ids = np.zeros((1, 3), np.int32)  # (batch, 3)
+        self.first_program = 0
+        self.line = 0
+        self.line_text = ""
+        self.largest_block = 1
+        self.discard_result = False
+        self.held_bytes = 0
+        self.temporary_bytes = 0
+        self.call: Callable[[Any, list[Any]], Any] = _no_interpreter
+
+    def begin_batch(self, first: int, last: int) -> None:
+        """Make programs first … last - 1 (numbered with grid axis 0 running fastest) the active set."""
+        number = np.arange(first, last)
+        gx, gy, _ = self.grid
+        self.program_ids = np.stack([number % gx, number // gx % gy, number // (gx * gy)], axis=1).astype(np.int32)
+        self.first_program = first
+        self.active = ProgramSet(np.arange(last - first))
+        self.held_bytes = self.temporary_bytes = 0
+
+    @property
+    def num_active(self) -> int:
+        return len(self.active)
+
+    def program_of_row(self, row: int) -> tuple[int, int, int]:
+        """Grid coordinates of a row of the active set."""
+        x, y, z = self.program_ids[self.active.ids[row if len(self.active) > 1 else 0]]
+        return int(x), int(y), int(z)
+
+    def active_numbers(self) -> np.ndarray:
+        """Positions in the grid of the active programs."""
+        return self.active.ids + self.first_program
+
+    def note_block(self, block: Block) -> None:
+        """Called for every intermediate result: the batch size depends on the largest block, the on-chip peak on all."""
+        size = block.num_elements
+        if size > self.largest_block:
+            self.largest_block = size
+
+    def count_float_ops(self, num_elements: int, *, transcendental: bool = False) -> None:
+        """Count one floating-point operation on every element of a block, in every active program."""
+        if transcendental:
+            self.counters.transcendental_ops += num_elements * self.num_active
+        else:
+            self.counters.other_flops += num_elements * self.num_active

@@ -1,0 +1,212 @@
+"""What a launch did, as plain records: traffic per tensor, operations, on-chip bytes, and the steps of single programs.
+
+*Requested* bytes are what the loads and stores of all programs ask for (masked lanes excluded). *Distinct* bytes count each byte of a
+tensor once per launch: what must cross the HBM bus even with an unlimited cache. What a real cache lets through lies between the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from cme295lab.simulator.errors import SimulatorError
+from cme295lab.simulator.launch import Outcome
+from cme295lab.simulator.machine import AccessEvent, AssignEvent
+from cme295lab.simulator.storage import Storage
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorTraffic:
+    """Bytes that moved between one tensor and the programs.
+
+    Attributes:
+        name: the kernel's parameter name, lower case, without `_ptr`.
+        dtype: Triton's name of the element type, such as "fp16".
+        shape, strides: of the tensor, strides in elements.
+        element_bytes: bytes of one element.
+        read_bytes, written_bytes: requested by all programs together.
+        distinct_read_bytes, distinct_written_bytes: each byte counted once per launch.
+        num_loads, num_stores: load and store operations, one per program and execution.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    element_bytes: int
+    read_bytes: int = 0
+    written_bytes: int = 0
+    distinct_read_bytes: int = 0
+    distinct_written_bytes: int = 0
+    num_loads: int = 0
+    num_stores: int = 0
+
+    @property
+    def distinct_bytes(self) -> int:
+        """Distinct bytes read plus distinct bytes written."""
+        return self.distinct_read_bytes + self.distinct_written_bytes
+
+    def index_of(self, element_offset: int) -> tuple[int, ...]:
+        """Index of the element at an offset (in elements) from the tensor's first one."""
+        index = [0] * len(self.shape)
+        rest = element_offset
+        for axis in sorted(range(len(self.shape)), key=lambda a: -self.strides[a]):
+            if self.shape[axis] > 1 and self.strides[axis]:
+                index[axis], rest = divmod(rest, self.strides[axis])
+        return tuple(index)
+
+    def __add__(self, other: TensorTraffic) -> TensorTraffic:
+        counts = ("read_bytes", "written_bytes", "distinct_read_bytes", "distinct_written_bytes", "num_loads", "num_stores")
+        return replace(self, **{c: getattr(self, c) + getattr(other, c) for c in counts})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One thing that one program did: a memory access, or an assignment to a watched variable.
+
+    Attributes:
+        kind: "load", "store", "atomic" or "assign".
+        name: tensor, or variable.
+        line, source: where in the kernel.
+        first_element: offset (in elements) of the first active lane from the tensor's first element; None if no lane was active.
+        shape: block shape.
+        num_bytes: bytes moved.
+        value: the new value of the variable.
+    """
+
+    kind: Literal["load", "store", "atomic", "assign"]
+    name: str
+    line: int
+    source: str
+    first_element: int | None = None
+    shape: tuple[int, ...] = ()
+    num_bytes: int = 0
+    value: np.ndarray | None = None
+
+
+@dataclass(kw_only=True)
+class Launch:
+    """One launch of a kernel, counted.
+
+    Attributes:
+        kernel: its name.
+        grid: number of programs along the three axes.
+        constants: values of the tl.constexpr parameters.
+        config: the autotuner's configuration that was used, or None.
+        tensors: traffic by parameter name.
+        dot_flops: floating-point operations of tl.dot, a multiply-add counted as two.
+        other_flops: other additions, multiplications, comparisons, … on float blocks.
+        transcendental_ops: exponentials, logarithms, roots, …
+        sram_peak_bytes: largest number of bytes of block values that one program needs at a time. An upper bound on what it keeps on chip
+            (registers and shared memory together): a compiler may fuse operations and recompute instead of keeping.
+        seconds: how long the simulator took.
+    """
+
+    kernel: str
+    grid: tuple[int, int, int]
+    constants: dict[str, Any]
+    config: str | None
+    tensors: dict[str, TensorTraffic]
+    dot_flops: int
+    other_flops: int
+    transcendental_ops: int
+    sram_peak_bytes: int
+    seconds: float
+    events: list[AccessEvent | AssignEvent] = field(default_factory=list, repr=False)
+    recorded: bool = False
+
+    @property
+    def num_programs(self) -> int:
+        x, y, z = self.grid
+        return x * y * z
+
+    @property
+    def flops(self) -> int:
+        """All floating-point operations: tl.dot, others, transcendental."""
+        return self.dot_flops + self.other_flops + self.transcendental_ops
+
+    @property
+    def read_bytes(self) -> int:
+        return sum(t.read_bytes for t in self.tensors.values())
+
+    @property
+    def written_bytes(self) -> int:
+        return sum(t.written_bytes for t in self.tensors.values())
+
+    @property
+    def requested_bytes(self) -> int:
+        """Bytes that all loads and stores ask for."""
+        return self.read_bytes + self.written_bytes
+
+    @property
+    def distinct_bytes(self) -> int:
+        """Compulsory traffic: each byte once."""
+        return sum(t.distinct_bytes for t in self.tensors.values())
+
+    def walk(self, program: tuple[int, int, int]) -> list[Step]:
+        """What one program did, in order.
+
+        Args:
+            program: its grid coordinates.
+
+        Raises:
+            SimulatorError: the trace was not made with record=True.
+            ValueError: there is no such program.
+        """
+        if not self.recorded:
+            raise SimulatorError("this trace has no steps: make it with simulator.trace(record=True)")
+        if len(program) != 3 or not all(0 <= p < n for p, n in zip(program, self.grid, strict=True)):
+            raise ValueError(f"program {program} is not in the grid {self.grid}: give three coordinates, each below the grid's size")
+        number = program[0] + self.grid[0] * (program[1] + self.grid[1] * program[2])
+        steps = []
+        for event in self.events:
+            rows = np.flatnonzero(event.programs == number)
+            if len(rows):
+                steps.append(_step(event, int(rows[0])))
+        return steps
+
+
+def _step(event: AccessEvent | AssignEvent, row: int) -> Step:
+    if isinstance(event, AssignEvent):
+        value = event.values[row if event.values.shape[0] > 1 else 0]
+        return Step(kind="assign", name=event.variable, line=event.line, source=event.text, shape=tuple(value.shape), value=value)
+    first = int(event.first_elements[row])
+    return Step(
+        kind=event.kind, name=event.tensor, line=event.line, source=event.text, first_element=None if first < 0 else first,
+        shape=event.shape, num_bytes=int(event.num_bytes[row]),
+    )  # fmt: skip
+
+
+def traffic_of(storage: Storage) -> TensorTraffic:
+    """The traffic that a launch's storage has counted."""
+    size, tensor = storage.dtype.itemsize, storage.tensor
+    return TensorTraffic(
+        name=storage.name, dtype=str(storage.dtype), shape=tuple(tensor.shape), strides=tuple(tensor.stride()), element_bytes=size,
+        read_bytes=storage.read_elements * size, written_bytes=storage.written_elements * size,
+        distinct_read_bytes=storage.read.count() * size if storage.read_elements else 0,
+        distinct_written_bytes=storage.written.count() * size if storage.written_elements else 0,
+        num_loads=storage.loads, num_stores=storage.stores,
+    )  # fmt: skip
+
+
+def launch_record(outcome: Outcome, *, recorded: bool) -> Launch:
+    """The record of a finished launch; it keeps no tensor alive."""
+    c = outcome.counters
+    return Launch(
+        kernel=outcome.source.name, grid=outcome.grid, constants=outcome.constants, config=outcome.config,
+        tensors={s.name: traffic_of(s) for s in outcome.storages}, dot_flops=c.dot_flops, other_flops=c.other_flops,
+        transcendental_ops=c.transcendental_ops, sram_peak_bytes=c.sram_peak_bytes, seconds=outcome.seconds, events=c.events,
+        recorded=recorded,
+    )  # fmt: skip
+
+
+def total_by_name(launches: Iterable[Launch]) -> dict[str, TensorTraffic]:
+    """Traffic per tensor name, over several launches."""
+    total: dict[str, TensorTraffic] = {}
+    for launch in launches:
+        for name, traffic in launch.tensors.items():
+            total[name] = total[name] + traffic if name in total else traffic
+    return total

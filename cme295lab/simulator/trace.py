@@ -1,0 +1,199 @@
+"""Switching the simulator on, and presenting what it counted."""
+
+from __future__ import annotations
+
+import contextlib
+import html
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from cme295lab.hardware import Device, get_device
+from cme295lab.simulator import frontend
+from cme295lab.simulator.launch import Settings, launch
+from cme295lab.simulator.records import Launch, Step, TensorTraffic, launch_record, total_by_name
+from cme295lab.units import format_bytes, format_flops
+
+__all__ = ["Launch", "Step", "Table", "TensorTraffic", "Trace", "enabled", "is_enabled", "trace"]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows with the same keys, shown as text or HTML."""
+
+    rows: list[dict[str, Any]]
+    caption: str = ""
+
+    def _cells(self) -> tuple[list[str], list[list[str]]]:
+        columns = list(self.rows[0]) if self.rows else []
+        return columns, [[str(row[c]) for c in columns] for row in self.rows]
+
+    def __str__(self) -> str:
+        columns, cells = self._cells()
+        widths = [max(len(r[i]) for r in [columns, *cells]) for i in range(len(columns))]
+        lines = ["  ".join(v.rjust(w) if i > 1 else v.ljust(w) for i, (v, w) in enumerate(zip(r, widths, strict=True))) for r in [columns, *cells]]
+        return "\n".join([*([self.caption] if self.caption else []), *(line.rstrip() for line in lines)])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        columns, cells = self._cells()
+        head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
+        body = "".join("<tr>" + "".join(f"<td>{html.escape(v)}</td>" for v in r) + "</tr>" for r in cells)
+        caption = f"<caption style='caption-side:top;text-align:left'>{html.escape(self.caption)}</caption>" if self.caption else ""
+        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+@dataclass
+class Trace:
+    """Everything that was launched inside a `simulator.trace()` block.
+
+    Attributes:
+        device: the GPU whose limits the numbers are compared with.
+        launches: one record per launch, in order.
+    """
+
+    device: Device
+    launches: list[Launch] = field(default_factory=list)
+    record: bool = False
+    watch: frozenset[str] = frozenset()
+
+    @property
+    def tensors(self) -> dict[str, TensorTraffic]:
+        """Traffic by tensor (kernel parameter) name, all launches together; see `launches` for each kernel."""
+        return total_by_name(self.launches)
+
+    @property
+    def read_bytes(self) -> int:
+        return sum(x.read_bytes for x in self.launches)
+
+    @property
+    def written_bytes(self) -> int:
+        return sum(x.written_bytes for x in self.launches)
+
+    @property
+    def requested_bytes(self) -> int:
+        """Bytes that all loads and stores of all programs ask for."""
+        return self.read_bytes + self.written_bytes
+
+    @property
+    def distinct_bytes(self) -> int:
+        """Compulsory traffic: each byte of each tensor once per launch."""
+        return sum(x.distinct_bytes for x in self.launches)
+
+    @property
+    def dot_flops(self) -> int:
+        """Floating-point operations of tl.dot."""
+        return sum(x.dot_flops for x in self.launches)
+
+    @property
+    def flops(self) -> int:
+        """All floating-point operations."""
+        return sum(x.flops for x in self.launches)
+
+    @property
+    def sram_peak_bytes(self) -> int:
+        """On-chip bytes of one program, in the launch that needs most; an upper bound (see `Launch`)."""
+        return max((x.sram_peak_bytes for x in self.launches), default=0)
+
+    @property
+    def arithmetic_intensity(self) -> float:
+        """FLOPs per requested byte."""
+        return self.flops / self.requested_bytes if self.requested_bytes else 0.0
+
+    @property
+    def seconds(self) -> float:
+        """Time the simulator took."""
+        return sum(x.seconds for x in self.launches)
+
+    def table(self) -> Table:
+        """Bytes per kernel and tensor. The rows hold formatted text; the numbers are in `launches[i].tensors`."""
+        rows = [
+            {
+                "kernel": launch.kernel, "tensor": name, "dtype": t.dtype, "shape": "×".join(map(str, t.shape)),
+                "read": format_bytes(t.read_bytes), "written": format_bytes(t.written_bytes), "distinct": format_bytes(t.distinct_bytes),
+            }
+            for launch in self.launches for name, t in launch.tensors.items()
+        ]  # fmt: skip
+        return Table(rows, self.summary())
+
+    def summary(self) -> str:
+        """One line: bytes, FLOPs, intensity, on-chip peak."""
+        on_chip = f"{format_bytes(self.sram_peak_bytes, binary=True)} of {format_bytes(self.device.on_chip_bytes_per_sm, binary=True)}"
+        return (
+            f"{len(self.launches)} launches: {format_bytes(self.requested_bytes)} requested, {format_bytes(self.distinct_bytes)} distinct, "
+            f"{format_flops(self.flops)}, {self.arithmetic_intensity:.1f} FLOP/byte; one program holds up to {on_chip} on chip ({self.device.name})"
+        )
+
+    def __str__(self) -> str:
+        return str(self.table()) if self.launches else f"empty trace ({self.device.name})"
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        return self.table()._repr_html_() if self.launches else f"<p>{html.escape(str(self))}</p>"
+
+
+_open_traces: list[Trace] = []
+_depth = 0
+
+
+def is_enabled() -> bool:
+    """Whether launches with CPU tensors run in the simulator at this moment."""
+    return _depth > 0
+
+
+def _run(kernel: Any, grid: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    recording = any(t.record for t in _open_traces)
+    watch = frozenset().union(*(t.watch for t in _open_traces))
+    outcome = launch(kernel, grid, args, kwargs, Settings(counting=bool(_open_traces), recording=recording, watch=watch))
+    if _open_traces:
+        record = launch_record(outcome, recorded=recording)
+        for open_trace in _open_traces:
+            open_trace.launches.append(record)
+
+
+@contextlib.contextmanager
+def enabled() -> Iterator[None]:
+    """Inside the block, `kernel[grid](...)` on CPU tensors runs in the simulator. Everything is as before on exit.
+
+    Raises:
+        SimulatorError: Triton is not installed.
+    """
+    global _depth
+    patched = frontend.launches_go_to(_run) if _depth == 0 else contextlib.nullcontext()
+    with patched:
+        _depth += 1
+        try:
+            yield
+        finally:
+            _depth -= 1
+
+
+@contextlib.contextmanager
+def trace(device: str | Device = "A100", *, record: bool = False, watch: Collection[str] = ()) -> Iterator[Trace]:
+    """Run launches on CPU tensors in the simulator and count what they do.
+
+    Args:
+        device: the GPU to compare with, a name or a `hardware.Device`.
+        record: keep every load and store in order, for `Launch.walk`; takes memory in proportion to the number of accesses.
+        watch: names of kernel variables whose values are kept at every assignment (needs record=True).
+
+    Returns:
+        A context manager that gives a `Trace`, filled while the block runs. Traces can be nested: each sees all launches inside it.
+
+    Raises:
+        ValueError: an unknown device, or `watch` without `record`.
+        SimulatorError: Triton is not installed.
+    """
+    if watch and not record:
+        raise ValueError(f"watch={list(watch)!r} needs record=True: values are kept as steps of a program")
+    if isinstance(watch, str):
+        raise ValueError(f"watch must be a collection of names, got the string {watch!r}: write watch=({watch!r},)")
+    new = Trace(get_device(device), record=record, watch=frozenset(watch))
+    with enabled():
+        _open_traces.append(new)
+        try:
+            yield new
+        finally:
+            _open_traces.remove(new)
