@@ -1,121 +1,30 @@
-"""Loads and stores: from lazy address sums to row copies, bounds checks and counts.
-
-Most blocks of addresses are rows: along one axis the offsets are 0, 1, 2, …, the other axes say where each row begins. `find_rows` sees
-that from the terms of the sum, and the access becomes one copy of rows. Everything else is gathered element by element.
-"""
+"""Loads and stores: bounds checks, row copies, gathers and scatters."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
 from cme295lab.simulator import dtypes
-from cme295lab.simulator.arithmetic import Operand, cast, common_shape, lifted, result
+from cme295lab.simulator.addresses import Access, count, plan
+from cme295lab.simulator.arithmetic import Operand
+from cme295lab.simulator.broadcasting import common_shape, lifted, result
+from cme295lab.simulator.casts import cast
 from cme295lab.simulator.errors import KernelTypeError, OutOfBoundsError
-from cme295lab.simulator.machine import AccessEvent, Machine
+from cme295lab.simulator.machine import Machine
 from cme295lab.simulator.programs import Array
 from cme295lab.simulator.storage import Storage
-from cme295lab.simulator.values import Block, Pointer, scalar, sum_terms
+from cme295lab.simulator.values import Block, Pointer, as_torch, scalar, sum_terms
 
-_MIN_ROW = 4
 _RAW_TORCH = {1: torch.int8, 2: torch.int16}
-
-
-@dataclass(frozen=True)
-class Rows:
-    """Addresses that are runs of `length` consecutive elements along block axis `axis` (counted with the program axis in front)."""
-
-    axis: int
-    length: int
-    starts: np.ndarray  # like the addresses, with length 1 along `axis`
-
-    def shortened(self, length: int) -> Rows:
-        return Rows(self.axis, length, self.starts)
-
-
-def find_rows(terms: list[Array], rank: int) -> Rows | None:
-    """Recognise contiguous rows in a sum of address terms."""
-    for axis in range(rank, 0, -1):
-        along = [t for t in terms if t.shape[axis] > 1]
-        if len(along) != 1:
-            continue
-        ramp = along[0]
-        assert isinstance(ramp, np.ndarray)
-        length = ramp.shape[axis]
-        if ramp.size != length or length < _MIN_ROW:
-            continue
-        flat = ramp.reshape(-1)
-        if flat[1] - flat[0] != 1 or not (np.diff(flat) == 1).all():
-            continue
-        starts = np.full((1,) * (rank + 1), flat[0], np.int64)
-        for term in terms:
-            if term is not ramp:
-                starts = starts + term
-        return Rows(axis, length, starts)
-    return None
-
-
-@dataclass(frozen=True)
-class Access:
-    """One access, planned: addresses (as rows, or element by element), active lanes, shape."""
-
-    pointer: Pointer
-    shape: tuple[int, ...]
-    mask: np.ndarray | None  # None: every lane is active
-    rows: Rows | None
-    prefix: int | None  # the mask keeps the first `prefix` elements of every row
-
-
-def plan(m: Machine, pointer: Operand, mask: Operand | None, what: str) -> Access:
-    """Check the operands of an access and choose how to do it."""
-    if not isinstance(pointer, Pointer):
-        kind = f"a block of {pointer.dtype}" if isinstance(pointer, Block) else f"the number {pointer!r}"
-        raise KernelTypeError(f"{what} needs a pointer (a tensor argument plus offsets), got {kind}")
-    shape = common_shape(pointer, mask)
-    if shape != pointer.shape and pointer.shape:
-        raise KernelTypeError(f"{what}: the mask has shape {shape}, the pointers {pointer.shape}; they must agree")
-    rank = len(shape)
-    active = _mask_data(m, mask, rank)
-    rows = find_rows([lifted(t, rank) for t in pointer.terms(m.active)], rank) if rank else None
-    prefix = None
-    if rows is not None and active is not None and active.shape[rows.axis] > 1:
-        prefix = _prefix(active, rows.axis)
-        if prefix is None:
-            rows = None
-        else:
-            active = None
-            rows = rows.shortened(prefix) if prefix else None
-    return Access(pointer, shape, active, rows, prefix)
-
-
-def _mask_data(m: Machine, mask: Operand | None, rank: int) -> np.ndarray | None:
-    if mask is None or mask is True:
-        return None
-    block = mask if isinstance(mask, Block) else scalar(bool(mask), m.active)
-    if block.dtype.is_float:
-        raise KernelTypeError(f"a mask must be boolean, got {block.dtype}: compare, or convert with .to(tl.int1)")
-    data = lifted(block.data(m.active), rank)
-    assert isinstance(data, np.ndarray)
-    data = data if data.dtype == np.bool_ else data != 0
-    return None if data.all() else data
-
-
-def _prefix(mask: np.ndarray, axis: int) -> int | None:
-    """Length of the true prefix, if the mask depends on `axis` alone and is true up to some point."""
-    if mask.size != mask.shape[axis]:
-        return None
-    flat = mask.reshape(-1)
-    count = int(np.count_nonzero(flat))
-    return count if flat[:count].all() else None
 
 
 def load(m: Machine, pointer: Operand, mask: Operand | None = None, other: Operand | None = None) -> Block:
     """`tl.load`: lanes that are masked out read nothing and get `other` (0 without it; undefined on a GPU)."""
     access = plan(m, pointer, mask, "tl.load")
-    storage, dtype = access.pointer.storage, access.pointer.dtype
+    dtype = access.pointer.dtype
     fill = _fill(m, other, dtype)
     if access.prefix == 0:
         data = _filled(m, access, fill, None)
@@ -124,7 +33,7 @@ def load(m: Machine, pointer: Operand, mask: Operand | None = None, other: Opera
     else:
         data = _load_elements(m, access, fill)
     if m.counting:
-        _count(m, access, storage, "load")
+        count(m, access, "load")
     return result(m, data, dtype, access.shape)
 
 
@@ -159,7 +68,9 @@ def _filled(m: Machine, access: Access, fill: Array | float, data: Array | None)
     assert access.rows is not None
     axis = access.rows.axis
     shape = (*data.shape[:axis], access.shape[axis - 1], *data.shape[axis + 1 :])
-    whole: Array = torch.full(shape, number, dtype=dtype.torch) if dtype.is_float else np.full(shape, number, dtype.numpy)
+    whole: Array = (
+        torch.full(shape, number, dtype=dtype.torch) if dtype.is_float else np.full(shape, number, dtype.numpy)
+    )
     whole[(slice(None),) * axis + (slice(0, access.rows.length),)] = data  # type: ignore[index,assignment]
     return whole
 
@@ -177,21 +88,29 @@ def _load_rows(m: Machine, access: Access, fill: Array | float) -> Array:
         windows = storage.flat.unfold(0, rows.length, 1)
         index = torch.from_numpy(np.ascontiguousarray(starts.reshape(-1)))
         data: Array = windows.index_select(0, index).view([*shape, rows.length])
-        data = data if rows.axis == len(access.shape) else data.movedim(-1, rows.axis)
+        data = data if rows.axis == len(access.shape) else _last_axis_to(data, rows.axis)
     else:
         data = _typed(storage.windows(rows.length)[starts.reshape(shape)], dtype)
         if rows.axis != len(access.shape):
-            data = data.movedim(-1, rows.axis) if isinstance(data, torch.Tensor) else np.moveaxis(data, -1, rows.axis)
+            data = _last_axis_to(data, rows.axis)
     if access.prefix is not None and access.prefix < access.shape[rows.axis - 1]:
         return _filled(m, access, fill, data)
     return data if access.mask is None else _masked(data, access.mask, fill)
+
+
+def _last_axis_to(data: Array, axis: int) -> Array:
+    return data.movedim(-1, axis) if isinstance(data, torch.Tensor) else np.moveaxis(data, -1, axis)
 
 
 def _some_start(mask: np.ndarray, starts: np.ndarray) -> int:
     """The start of any active row, or 0 when there is none."""
     if not mask.any():
         return 0
-    return int(np.broadcast_to(starts, np.broadcast_shapes(starts.shape, mask.shape))[np.broadcast_to(mask, np.broadcast_shapes(starts.shape, mask.shape))][0])
+    return int(
+        np.broadcast_to(starts, np.broadcast_shapes(starts.shape, mask.shape))[
+            np.broadcast_to(mask, np.broadcast_shapes(starts.shape, mask.shape))
+        ][0]
+    )
 
 
 def _inside(starts: np.ndarray, length: int, storage: Storage) -> bool:
@@ -207,7 +126,7 @@ def _masked(data: Array, mask: np.ndarray, fill: Array | float) -> Array:
             if data.shape == size and data.dtype.itemsize > 1:
                 return data.masked_fill_(off, float(fill))
             return torch.where(off, torch.tensor(float(fill)).to(data.dtype), data)
-        return torch.where(off, lifted(fill, data.ndim - 1), data)
+        return torch.where(off, as_torch(lifted(fill, data.ndim - 1)), data)
     filler = fill if not isinstance(fill, np.ndarray) else lifted(fill, data.ndim - 1)
     return np.where(mask, data, np.asarray(filler, data.dtype))
 
@@ -221,9 +140,9 @@ def _elements(m: Machine, access: Access) -> np.ndarray:
 def _load_elements(m: Machine, access: Access, fill: Array | float) -> Array:
     storage, dtype = access.pointer.storage, access.pointer.dtype
     index = _elements(m, access)
-    if index.size and (index.min() < 0 or index.max() >= storage.num_elements):
-        if access.mask is None or access.mask.any():
-            raise _out_of_bounds(m, access, "load")
+    reads_something = index.size and (access.mask is None or access.mask.any())
+    if reads_something and (index.min() < 0 or index.max() >= storage.num_elements):
+        raise _out_of_bounds(m, access, "load")
     if storage.num_elements == 0:
         return _filled(m, access, fill, None)
     data = _typed(storage.raw[index], dtype)
@@ -234,7 +153,11 @@ def raw_words(values: Array, storage: Storage) -> np.ndarray:
     """Values as the words that the storage holds (bf16 and fp8 are stored as integers of their width)."""
     if isinstance(values, torch.Tensor):
         words = values.contiguous() if values.dtype.itemsize < 4 and values.dtype != torch.float16 else values
-        return (words.view(_RAW_TORCH[words.element_size()]) if words.dtype in (torch.bfloat16, torch.float8_e5m2, torch.float8_e4m3fn) else words).numpy()
+        return (
+            words.view(_RAW_TORCH[words.element_size()])
+            if words.dtype in (torch.bfloat16, torch.float8_e5m2, torch.float8_e4m3fn)
+            else words
+        ).numpy()
     return values if values.dtype == storage.raw.dtype else values.view(storage.raw.dtype)
 
 
@@ -248,7 +171,9 @@ def store(m: Machine, pointer: Operand, value: Operand, mask: Operand | None = N
     if block.shape and not access.pointer.shape:
         raise KernelTypeError(f"tl.store: a block of shape {block.shape} cannot be stored through one scalar pointer")
     if common_shape(block, access.pointer) != access.shape:
-        raise KernelTypeError(f"tl.store: the value has shape {block.shape}, the pointers {access.shape}; they must agree")
+        raise KernelTypeError(
+            f"tl.store: the value has shape {block.shape}, the pointers {access.shape}; they must agree"
+        )
     words = raw_words(lifted(cast(m, block, access.pointer.dtype).data(m.active), len(access.shape)), storage)
     if access.prefix != 0:
         if access.rows is not None:
@@ -256,13 +181,16 @@ def store(m: Machine, pointer: Operand, value: Operand, mask: Operand | None = N
         else:
             _store_elements(m, access, words)
     if m.counting:
-        _count(m, access, storage, "store")
+        count(m, access, "store")
 
 
 def _store_rows(m: Machine, access: Access, words: np.ndarray) -> None:
     rows, storage = access.rows, access.pointer.storage
     assert rows is not None
-    full = (max(rows.starts.shape[0], words.shape[0], 1 if access.mask is None else access.mask.shape[0]), *access.shape)
+    full = (
+        max(rows.starts.shape[0], words.shape[0], 1 if access.mask is None else access.mask.shape[0]),
+        *access.shape,
+    )
     words = np.moveaxis(np.broadcast_to(words, full), rows.axis, -1)[..., : rows.length]
     heads = words.shape[:-1]
     starts = np.broadcast_to(np.squeeze(rows.starts, rows.axis), heads)
@@ -299,76 +227,14 @@ def _out_of_bounds(m: Machine, access: Access, kind: str) -> OutOfBoundsError:
     if access.mask is not None:
         bad = bad & access.mask
     where = np.argwhere(bad)[0]
-    element = int(np.broadcast_to(index, size)[tuple(where)])
+    element = int(np.broadcast_to(index, size)[tuple(where)]) - storage.first_element
     program = m.program_of_row(int(where[0]))
     lane = tuple(int(i) for i in where[1:])
     return OutOfBoundsError(
-        f"out-of-bounds {kind}: program {program}, lane {lane} touches element {element - storage.first_element} of {storage.name!r} "
-        f"(shape {tuple(storage.tensor.shape)}, {storage.num_elements} elements in memory); mask the lanes beyond the end",
-        tensor=storage.name, program=program, element=element - storage.first_element,
-    )  # fmt: skip
-
-
-def _count(m: Machine, access: Access, storage: Storage, kind: Literal["load", "store"]) -> None:
-    """Add an access to the traffic of its tensor."""
-    lanes = _active_lanes(m, access)
-    coverage = storage.read if kind == "load" else storage.written
-    if kind == "load":
-        storage.loads += m.num_active
-        storage.read_elements += lanes
-    else:
-        storage.stores += m.num_active
-        storage.written_elements += lanes
-    if lanes:
-        cover(m, access, coverage.add_rows, coverage.add_elements)
-    if m.recording:
-        record(m, access, kind)
-
-
-def _active_lanes(m: Machine, access: Access) -> int:
-    total = m.num_active
-    for n in access.shape:
-        total *= n
-    if access.prefix is not None:
-        assert access.rows is not None or access.prefix == 0
-        return total // access.shape[access.rows.axis - 1] * access.prefix if access.rows else 0
-    if access.mask is None:
-        return total
-    return int(np.count_nonzero(access.mask)) * (total // access.mask.size)
-
-
-def cover(m: Machine, access: Access, add_rows: Any, add_elements: Any) -> None:
-    """Report the touched addresses to a set of distinct elements, as rows where they are rows."""
-    if access.rows is not None:
-        starts = access.rows.starts
-        if access.mask is not None:
-            size = np.broadcast_shapes(starts.shape, access.mask.shape)
-            starts = np.broadcast_to(starts, size)[np.broadcast_to(access.mask, size)]
-        add_rows(starts, access.rows.length)
-        return
-    rank = len(access.shape)
-    index = sum_terms([lifted(t, rank) for t in access.pointer.terms(m.active)])
-    if access.mask is not None:
-        size = np.broadcast_shapes(index.shape, access.mask.shape)
-        index = np.broadcast_to(index, size)[np.broadcast_to(access.mask, size)]
-    add_elements(index)
-
-
-def record(m: Machine, access: Access, kind: Literal["load", "store", "atomic"]) -> None:
-    """Keep the access for a step-by-step view: first active element and bytes of every program."""
-    storage, rank = access.pointer.storage, len(access.shape)
-    index = sum_terms([lifted(t, rank) for t in access.pointer.terms(m.active)])
-    full = (m.num_active, *access.shape)
-    flat = np.broadcast_to(index, full).reshape(m.num_active, -1)
-    if access.prefix is not None:
-        axis = access.rows.axis if access.rows else rank
-        lane = np.arange(full[axis]).reshape([-1 if i == axis else 1 for i in range(rank + 1)])
-        mask = np.broadcast_to(lane < access.prefix, full).reshape(m.num_active, -1)
-    elif access.mask is not None:
-        mask = np.broadcast_to(access.mask, full).reshape(m.num_active, -1)
-    else:
-        mask = np.ones_like(flat, bool)
-    first = flat[np.arange(m.num_active), mask.argmax(1)] - storage.first_element
-    moved = mask.sum(1) * storage.dtype.itemsize
-    first = np.where(moved > 0, first, -1)
-    m.counters.events.append(AccessEvent(kind, storage.name, m.line, m.line_text, m.active_numbers(), first, moved, access.shape))
+        f"out-of-bounds {kind}: program {program}, lane {lane} touches element {element} of {storage.name!r} "
+        f"(shape {tuple(storage.tensor.shape)}, {storage.num_elements} elements in memory); "
+        "mask the lanes beyond the end",
+        tensor=storage.name,
+        program=program,
+        element=element,
+    )

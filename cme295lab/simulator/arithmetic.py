@@ -1,44 +1,74 @@
 """Arithmetic on blocks: promotion, broadcasting, casts, comparisons, element-wise functions.
 
-Two things make it quick. Integers stay lazy sums (see `values`), so addresses and in-bounds masks cost next to nothing; and a
-floating-point result overwrites an operand that nobody else holds, as a register would be.
+Two things make it quick. Integers stay lazy sums (see `values`), so addresses and in-bounds masks cost next to
+nothing; and a floating-point result overwrites an operand that nobody else holds, as a register would be.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from cme295lab.simulator import dtypes
+from cme295lab.simulator.broadcasting import broadcast_sizes, common_shape, lazy_sum, lifted, result
+from cme295lab.simulator.casts import cast
 from cme295lab.simulator.dtypes import DType
 from cme295lab.simulator.errors import KernelTypeError
 from cme295lab.simulator.machine import Machine
-from cme295lab.simulator.programs import Array
 from cme295lab.simulator.values import Block, Pointer, add_terms, as_torch, scalar
 
 Number = bool | int | float
 Operand = Block | Number
 
 _PYTHON: dict[str, Callable[[Any, Any], Any]] = {
-    "+": operator.add, "-": operator.sub, "*": operator.mul, "/": operator.truediv, "//": operator.floordiv, "%": operator.mod,
-    "&": operator.and_, "|": operator.or_, "^": operator.xor, "<<": operator.lshift, ">>": operator.rshift, "**": operator.pow,
-    "<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq, "!=": operator.ne,
-}  # fmt: skip
+    "+": operator.add,
+    "-": operator.sub,
+    "*": operator.mul,
+    "/": operator.truediv,
+    "//": operator.floordiv,
+    "%": operator.mod,
+    "&": operator.and_,
+    "|": operator.or_,
+    "^": operator.xor,
+    "<<": operator.lshift,
+    ">>": operator.rshift,
+    "**": operator.pow,
+    "<": operator.lt,
+    "<=": operator.le,
+    ">": operator.gt,
+    ">=": operator.ge,
+    "==": operator.eq,
+    "!=": operator.ne,
+}
 _FLOAT: dict[str, Callable[..., torch.Tensor]] = {
-    "+": torch.add, "-": torch.sub, "*": torch.mul, "/": torch.div, "%": torch.fmod, "min": torch.fmin, "max": torch.fmax,
-    "minnan": torch.minimum, "maxnan": torch.maximum,
-}  # fmt: skip
+    "+": torch.add,
+    "-": torch.sub,
+    "*": torch.mul,
+    "/": torch.div,
+    "%": torch.fmod,
+    "min": torch.fmin,
+    "max": torch.fmax,
+    "minnan": torch.minimum,
+    "maxnan": torch.maximum,
+}
 _INT: dict[str, Callable[..., np.ndarray]] = {
     "*": np.multiply, "%": np.fmod, "&": np.bitwise_and, "|": np.bitwise_or, "^": np.bitwise_xor, "<<": np.left_shift,
     ">>": np.right_shift, "min": np.minimum, "max": np.maximum, "minnan": np.minimum, "maxnan": np.maximum,
 }  # fmt: skip
 _COMPARE_FLOAT = {"<": torch.lt, "<=": torch.le, ">": torch.gt, ">=": torch.ge, "==": torch.eq, "!=": torch.ne}
-_COMPARE_INT = {"<": np.less, "<=": np.less_equal, ">": np.greater, ">=": np.greater_equal, "==": np.equal, "!=": np.not_equal}
-_BITWISE = frozenset("& | ^ << >>".split())
+_COMPARE_INT = {
+    "<": np.less,
+    "<=": np.less_equal,
+    ">": np.greater,
+    ">=": np.greater_equal,
+    "==": np.equal,
+    "!=": np.not_equal,
+}
+_BITWISE = frozenset(["&", "|", "^", "<<", ">>"])
 
 
 def binary(m: Machine, op: str, a: Operand, b: Operand) -> Operand:
@@ -77,11 +107,13 @@ def promoted(m: Machine, op: str, a: Operand, b: Operand) -> tuple[Operand, Oper
         dtype = dtypes.float32 if op == "%" and a_type.is_float and a_type.primitive_bitwidth < 32 else a_type
     else:
         dtype = dtypes.promote(
-            a_type, b_type, a_is_number=not isinstance(a, Block), b_is_number=not isinstance(b, Block), division=op in ("/", "//", "%")
+            a_type,
+            b_type,
+            a_is_number=not isinstance(a, Block),
+            b_is_number=not isinstance(b, Block),
+            division=op in ("/", "//", "%"),
         )
-    if op == "/" and not dtype.is_float:
-        dtype = dtypes.float32
-    elif op == "/" and dtype.primitive_bitwidth < 32:
+    if (op == "/" and not dtype.is_float) or (op == "/" and dtype.primitive_bitwidth < 32):
         dtype = dtypes.float32
     if dtype.is_float and (op == "//" or op in _BITWISE):
         raise KernelTypeError(f"{op!r} needs integers, got {a_type} and {b_type}")
@@ -94,7 +126,9 @@ def _to(m: Machine, x: Operand, dtype: DType) -> Operand:
     if dtype.is_float:
         return float(x) if dtype.primitive_bitwidth >= 32 else float(torch.tensor(float(x), dtype=dtype.torch))
     if x < 0 and not dtype.signed and dtype.kind == dtypes.INTEGER:
-        raise KernelTypeError(f"cannot combine an unsigned {dtype} value with the negative number {x}: cast one of them")
+        raise KernelTypeError(
+            f"cannot combine an unsigned {dtype} value with the negative number {x}: cast one of them"
+        )
     return x
 
 
@@ -102,36 +136,10 @@ def _as_block(m: Machine, x: Operand, dtype: DType) -> Block:
     return x if isinstance(x, Block) else scalar(x, m.active, dtype)
 
 
-def common_shape(*operands: object) -> tuple[int, ...]:
-    """The shape to which blocks broadcast."""
-    shapes = [x.shape for x in operands if isinstance(x, Block) and x.shape]
-    if not shapes:
-        return ()
-    if all(s == shapes[0] for s in shapes):
-        return shapes[0]
-    try:
-        return tuple(np.broadcast_shapes(*shapes))
-    except ValueError:
-        raise KernelTypeError(f"cannot broadcast blocks of shapes {' and '.join(map(str, shapes))}") from None
-
-
-def lifted(array: Array, rank: int) -> Array:
-    """Insert block axes behind the program axis, so that an array of a lower rank broadcasts."""
-    missing = rank + 1 - array.ndim
-    return array if missing == 0 else array.reshape((array.shape[0],) + (1,) * missing + tuple(array.shape[1:]))
-
-
-def result(m: Machine, array: Array, dtype: DType, shape: tuple[int, ...]) -> Block:
-    """A new value, noted for the size of the batch."""
-    block = Block([array], dtype, shape, m.active)
-    m.note_block(block)
-    return block
-
-
-def _overwritable(x: Operand, dtype: DType, m: Machine, size: torch.Size) -> torch.Tensor | None:
+def _overwritable(x: Operand, dtype: DType, m: Machine, size: Sequence[int]) -> torch.Tensor | None:
     if isinstance(x, Block) and x.temporary and x.dtype == dtype and x.programs is m.active:
         array = x.arrays[0]
-        if isinstance(array, torch.Tensor) and array.shape == size:
+        if isinstance(array, torch.Tensor) and tuple(array.shape) == tuple(size):
             return array
     return None
 
@@ -150,7 +158,7 @@ def _float_binary(m: Machine, op: str, a: Operand, b: Operand, dtype: DType, sha
     if not isinstance(y, torch.Tensor) and op in ("min", "max", "minnan", "maxnan", "%"):
         y = torch.tensor(y, dtype=dtype.torch)
     if _size(shape) >= 1024:
-        size = torch.broadcast_shapes(x.shape, y.shape) if isinstance(y, torch.Tensor) else x.shape
+        size = broadcast_sizes(x.shape, y.shape) if isinstance(y, torch.Tensor) else tuple(x.shape)
         for operand in (a, b):
             out = _overwritable(operand, dtype, m, size)
             if out is not None and isinstance(operand, Block):
@@ -171,12 +179,12 @@ def _int_binary(m: Machine, op: str, a: Block, b: Block, dtype: DType, shape: tu
     if op in ("+", "-") and not dtype.is_bool():
         left = [lifted(t, rank) for t in a.terms(m.active)]
         right = [lifted(t, rank) for t in b.terms(m.active)]
-        return _lazy(m, add_terms(left, right if op == "+" else [-t for t in right]), dtype, shape)
+        return lazy_sum(m, add_terms(left, right if op == "+" else [-t for t in right]), dtype, shape)
     if op == "*":
         for x, y in ((a, b), (b, a)):
             if len(x.arrays) > 1 and not y.shape:
                 factor = lifted(y.data(m.active), rank)
-                return _lazy(m, [lifted(t, rank) * factor for t in x.terms(m.active)], dtype, shape)
+                return lazy_sum(m, [lifted(t, rank) * factor for t in x.terms(m.active)], dtype, shape)
     left_data, right_data = lifted(a.data(m.active), rank), lifted(b.data(m.active), rank)
     with np.errstate(all="ignore"):
         if op == "//":
@@ -186,15 +194,8 @@ def _int_binary(m: Machine, op: str, a: Block, b: Block, dtype: DType, shape: tu
         return result(m, _INT[op](left_data, right_data).astype(dtype.numpy, copy=False), dtype, shape)
 
 
-def _lazy(m: Machine, terms: list[Array], dtype: DType, shape: tuple[int, ...]) -> Block:
-    block = Block(terms, dtype, shape, m.active)
-    m.note_block(block)
-    return block
-
-
-def _divide(a: Array, b: Array) -> np.ndarray:
+def _divide(a: Any, b: Any) -> np.ndarray:
     """Integer division that truncates toward zero, as the hardware does (numpy's rounds down)."""
-    assert isinstance(a, np.ndarray) and isinstance(b, np.ndarray)
     if a.min() >= 0 and b.min() >= 0:
         return np.asarray(a // b)
     return ((a - np.fmod(a, b)) // b).astype(a.dtype)
@@ -215,7 +216,7 @@ def _pointer_arithmetic(m: Machine, op: str, a: Operand, b: Operand) -> Block:
     rank = len(shape)
     terms = offset.terms(m.active)
     _check_offset_overflow(offset, m)
-    wide = [lifted(t, rank).astype(np.int64, copy=False) for t in terms]
+    wide: list[Array] = [np.asarray(lifted(t, rank)).astype(np.int64, copy=False) for t in terms]
     if op == "-":
         wide = [-t for t in wide]
     return Pointer(add_terms([lifted(t, rank) for t in a.terms(m.active)], wide), a.dtype, shape, m.active, a.storage)
@@ -228,8 +229,8 @@ def _check_offset_overflow(offset: Block, m: Machine) -> None:
     limits = np.iinfo(offset.dtype.numpy)
     if low < limits.min or high > limits.max:
         raise KernelTypeError(
-            f"the offset can reach {high if high > limits.max else low}, more than {offset.dtype} holds: on a GPU it would wrap around; "
-            "widen one factor with .to(tl.int64)"
+            f"the offset can reach {high if high > limits.max else low}, more than {offset.dtype} holds: "
+            "on a GPU it would wrap around; widen one factor with .to(tl.int64)"
         )
 
 
@@ -252,7 +253,8 @@ def _compare(m: Machine, op: str, a: Operand, b: Operand, dtype: DType, shape: t
 
 
 def _decided(compare: Callable[..., Any], a: tuple[int, int], b: tuple[int, int]) -> bool | None:
-    """The outcome of an order comparison when the bounds alone decide it: the usual in-bounds masks are true everywhere."""
+    """The outcome of an order comparison when the bounds alone decide it: the usual in-bounds masks are true
+    everywhere."""
     outcomes = {bool(compare(x, y)) for x in a for y in b}
     return outcomes.pop() if len(outcomes) == 1 else None
 
@@ -266,7 +268,7 @@ def negative(m: Machine, x: Operand) -> Operand:
     if x.dtype.is_float:
         m.count_float_ops(x.num_elements)
         return result(m, -as_torch(x.data(m.active)), x.dtype, x.shape)
-    return _lazy(m, [-t for t in x.terms(m.active)], x.dtype, x.shape)
+    return lazy_sum(m, [-t for t in x.terms(m.active)], x.dtype, x.shape)
 
 
 def invert(m: Machine, x: Operand, *, logical: bool = False) -> Operand:
@@ -288,64 +290,6 @@ def logical(m: Machine, op: str, a: Operand, b: Operand) -> Operand:
     return binary(m, "&" if op == "and" else "|", *[bool(x) if not isinstance(x, Block) else x for x in truth])
 
 
-def cast(m: Machine, x: Block, dtype: DType, *, rounding: str | None = None) -> Block:
-    """Convert values to another type; floats to narrower floats round to nearest even (or toward zero with rounding="rtz")."""
-    if x.dtype == dtype:
-        return x
-    if isinstance(x, Pointer):
-        raise KernelTypeError("a pointer can only be cast with bitcast=True")
-    if not x.dtype.is_float and not dtype.is_float:
-        if dtype.is_bool():
-            return result(m, x.data(m.active) != 0, dtype, x.shape)
-        if len(x.arrays) > 1 and dtype.primitive_bitwidth == 64:
-            return _lazy(m, [t.astype(dtype.numpy) for t in x.terms(m.active)], dtype, x.shape)  # type: ignore[union-attr]
-        with np.errstate(all="ignore"):
-            return result(m, x.data(m.active).astype(dtype.numpy), dtype, x.shape)  # type: ignore[union-attr]
-    data = x.data(m.active)
-    if dtype.is_float:
-        if isinstance(data, np.ndarray):
-            wide = np.float64 if data.dtype.itemsize == 8 or dtype.is_fp64() else np.float32
-            return result(m, torch.from_numpy(np.ascontiguousarray(data.astype(wide))).to(dtype.torch), dtype, x.shape)
-        if rounding == "rtz" and dtype.primitive_bitwidth < 32:
-            data = _toward_zero(data, dtype)
-        return result(m, data.to(dtype.torch), dtype, x.shape)
-    floats = as_torch(data)
-    floats = floats if floats.dtype in (torch.float32, torch.float64) else floats.float()
-    if dtype.is_bool():
-        return result(m, (floats != 0).numpy(), dtype, x.shape)
-    with np.errstate(all="ignore"):
-        return result(m, floats.numpy().astype(dtype.numpy), dtype, x.shape)
-
-
-def _toward_zero(data: torch.Tensor, dtype: DType) -> torch.Tensor:
-    """The nearest value of `dtype` that is not larger in size: step back where rounding to nearest went away from zero."""
-    exact = data.double()
-    near = data.to(dtype.torch)
-    width = {2: torch.int16, 1: torch.int8}[dtype.itemsize]
-    stepped = (near.view(width) - 1).view(dtype.torch)  # the bit pattern below is the next value toward zero, for either sign
-    return torch.where(near.double().abs() > exact.abs(), stepped, near)
-
-
-def bitcast(m: Machine, x: Block, dtype: DType) -> Block:
-    """Reinterpret the bits of a value as another type of the same width."""
-    if isinstance(x, Pointer):
-        if dtype.itemsize != x.dtype.itemsize:
-            raise KernelTypeError(f"cannot reinterpret a pointer to {x.dtype} as a pointer to {dtype}: the widths differ")
-        return Pointer(x.terms(m.active), dtype, x.shape, m.active, x.storage)
-    if x.dtype.primitive_bitwidth != dtype.primitive_bitwidth:
-        raise KernelTypeError(f"cannot bitcast {x.dtype} to {dtype}: the widths differ")
-    signed = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
-    data = x.data(m.active)
-    if isinstance(data, np.ndarray):
-        if not dtype.is_float:
-            return result(m, np.ascontiguousarray(data).view(dtype.numpy), dtype, x.shape)
-        integers = torch.from_numpy(np.ascontiguousarray(data).view(f"i{dtype.itemsize}"))
-        return result(m, integers.view(dtype.torch), dtype, x.shape)
-    if dtype.is_float:
-        return result(m, data.contiguous().view(dtype.torch), dtype, x.shape)
-    return result(m, data.contiguous().view(signed).numpy().view(dtype.numpy), dtype, x.shape)
-
-
 def where(m: Machine, condition: Operand, a: Operand, b: Operand) -> Operand:
     """`tl.where`: elements of a where the condition holds, else of b."""
     if not isinstance(condition, Block):
@@ -353,6 +297,10 @@ def where(m: Machine, condition: Operand, a: Operand, b: Operand) -> Operand:
     a, b, dtype = promoted(m, "where", a, b)
     shape = common_shape(condition, a, b)
     rank = len(shape)
+    if not condition.dtype.is_float and condition.arrays[0].size == 1 == len(condition.arrays):  # the same everywhere
+        chosen = a if condition.arrays[0].item() else b
+        if isinstance(chosen, Block) and chosen.shape == shape:
+            return chosen
     mask = as_torch(lifted(condition.data(m.active), rank))
     if mask.dtype != torch.bool:
         mask = mask != 0
@@ -361,7 +309,7 @@ def where(m: Machine, condition: Operand, a: Operand, b: Operand) -> Operand:
         return result(m, np.where(mask.numpy(), x, y), dtype, shape)
     if not isinstance(b, Block) and isinstance(a, Block):
         data = as_torch(lifted(a.data(m.active), rank))
-        size = torch.broadcast_shapes(data.shape, mask.shape)
+        size = broadcast_sizes(data.shape, mask.shape)
         out = _overwritable(a, dtype, m, size)
         if out is not None:
             m.temporary_bytes -= a.block_bytes
@@ -371,7 +319,9 @@ def where(m: Machine, condition: Operand, a: Operand, b: Operand) -> Operand:
     return result(m, torch.where(mask, x, y), dtype, shape)
 
 
-def unary(m: Machine, function: Callable[..., torch.Tensor], x: Operand, name: str, *, transcendental: bool = True) -> Block:
+def unary(
+    m: Machine, function: Callable[..., torch.Tensor], x: Operand, name: str, *, transcendental: bool = True
+) -> Block:
     """An element-wise function of 32- or 64-bit floats, as in Triton."""
     block = x if isinstance(x, Block) else scalar(float(x), m.active)
     if not block.dtype.is_float or block.dtype.primitive_bitwidth < 32:

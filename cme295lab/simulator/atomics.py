@@ -1,6 +1,7 @@
 """Atomic operations. Lanes are applied in program order, so a result is one that a GPU could have produced.
 
-`atomic_cas` and `atomic_xchg` order programs against each other; a kernel that uses them is run one program at a time (see `launch`).
+`atomic_cas` and `atomic_xchg` order programs against each other; a kernel that uses them is run one program at a time
+(see `launch`).
 """
 
 from __future__ import annotations
@@ -11,8 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from cme295lab.simulator.access import Access, cover, plan, raw_words, record
-from cme295lab.simulator.arithmetic import Operand, cast, lifted, result
+from cme295lab.simulator.access import raw_words
+from cme295lab.simulator.addresses import Access, cover, plan, record
+from cme295lab.simulator.arithmetic import Operand
+from cme295lab.simulator.broadcasting import lifted, result
+from cme295lab.simulator.casts import cast
 from cme295lab.simulator.errors import KernelTypeError, OutOfBoundsError
 from cme295lab.simulator.machine import Machine
 from cme295lab.simulator.storage import Storage
@@ -24,8 +28,13 @@ _COMBINE: dict[str, Callable[[Any, Any], Any]] = {
     "xchg": lambda old, new: new,
 }  # fmt: skip
 _UNORDERED: dict[str, Any] = {
-    "add": np.add, "max": np.maximum, "min": np.minimum, "and": np.bitwise_and, "or": np.bitwise_or, "xor": np.bitwise_xor,
-}  # fmt: skip
+    "add": np.add,
+    "max": np.maximum,
+    "min": np.minimum,
+    "and": np.bitwise_and,
+    "or": np.bitwise_or,
+    "xor": np.bitwise_xor,
+}
 
 
 def atomic(m: Machine, op: str, pointer: Operand, value: Operand, mask: Operand | None = None) -> Block:
@@ -102,7 +111,9 @@ def _lanes(m: Machine, access: Access) -> tuple[np.ndarray, np.ndarray]:
     index = np.broadcast_to(sum_terms([lifted(t, rank) for t in pointer.terms(m.active)]), full)
     if access.prefix is not None:
         axis = access.rows.axis if access.rows else rank
-        lanes = np.broadcast_to(np.arange(full[axis]).reshape([-1 if i == axis else 1 for i in range(rank + 1)]) < access.prefix, full)
+        lanes = np.broadcast_to(
+            np.arange(full[axis]).reshape([-1 if i == axis else 1 for i in range(rank + 1)]) < access.prefix, full
+        )
     else:
         lanes = np.broadcast_to(True if access.mask is None else access.mask, full)
     touched = index[lanes]
@@ -112,9 +123,12 @@ def _lanes(m: Machine, access: Access) -> tuple[np.ndarray, np.ndarray]:
         element = int(index[tuple(wrong)]) - storage.first_element
         program = m.program_of_row(int(wrong[0]))
         raise OutOfBoundsError(
-            f"out-of-bounds atomic: program {program} touches element {element} of {storage.name!r} (shape {tuple(storage.tensor.shape)})",
-            tensor=storage.name, program=program, element=element,
-        )  # fmt: skip
+            f"out-of-bounds atomic: program {program} touches element {element} of {storage.name!r} "
+            f"(shape {tuple(storage.tensor.shape)})",
+            tensor=storage.name,
+            program=program,
+            element=element,
+        )
     if pointer.dtype.is_fp8():
         raise KernelTypeError("atomics on fp8 do not exist on any GPU")
     return index, lanes

@@ -1,15 +1,16 @@
-"""What Triton's compiler makes of a kernel for a GPU that need not be there: registers, spills, shared memory, assembly.
+"""What Triton's compiler makes of a kernel for a GPU that need not be there: registers, spills, shared memory,
+assembly.
 
 Triton carries the assembler and disassembler of CUDA; a compilation for sm_80, sm_90 or sm_100 needs no driver.
 """
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 import tempfile
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,9 +21,17 @@ from cme295lab.simulator.errors import SimulatorError
 from cme295lab.simulator.source import kernel_source
 
 _POINTER_TYPES = {
-    torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32", torch.float64: "fp64", torch.int8: "i8", torch.int16: "i16",
-    torch.int32: "i32", torch.int64: "i64", torch.uint8: "u8", torch.bool: "i1",
-}  # fmt: skip
+    torch.float16: "fp16",
+    torch.bfloat16: "bf16",
+    torch.float32: "fp32",
+    torch.float64: "fp64",
+    torch.int8: "i8",
+    torch.int16: "i16",
+    torch.int32: "i32",
+    torch.int64: "i64",
+    torch.uint8: "u8",
+    torch.bool: "i1",
+}
 _ALIGNMENT = 16
 
 
@@ -58,12 +67,15 @@ class Compiled:
         return bool(re.search(r"\b(HMMA|IMMA|QMMA|HGMMA|IGMMA|QGMMA|UTC\w*MMA)", self.asm["sass"]))
 
 
-def compile_kernel(kernel: Any, *args: Any, device: str | Device = "H100", num_warps: int = 4, num_stages: int = 3, **constants: Any) -> Compiled:
+def compile_kernel(
+    kernel: Any, *args: Any, device: str | Device = "H100", num_warps: int = 4, num_stages: int = 3, **constants: Any
+) -> Compiled:
     """Compile a kernel for a GPU without one.
 
     Args:
         kernel: a jit function.
-        args: example arguments, as in a launch (tensors may be on the CPU or the meta device; only their types are used).
+        args: example arguments, as in a launch (tensors may be on the CPU or the meta device; only their types are
+            used).
         device: a name or `hardware.Device`; its compute capability is the target.
         num_warps, num_stages: options of the launch.
         constants: values of the tl.constexpr parameters, and other arguments by name.
@@ -84,26 +96,42 @@ def compile_kernel(kernel: Any, *args: Any, device: str | Device = "H100", num_w
     try:
         binary = triton_compile(
             ASTSource(kernel, signature, constexprs=fixed, attrs=attributes),
-            target=GPUTarget("cuda", target.compute_capability, 32), options={"num_warps": num_warps, "num_stages": num_stages},
-        )  # fmt: skip
-    except Exception as error:  # the compiler raises its own and MLIR's exceptions; all mean "this kernel cannot be compiled"
-        raise SimulatorError(f"Triton cannot compile {source.name} for {target.name} (sm_{target.compute_capability}): {error}") from error
+            target=GPUTarget("cuda", target.compute_capability, 32),
+            options={"num_warps": num_warps, "num_stages": num_stages},
+        )
+    except (
+        Exception
+    ) as error:  # the compiler raises its own and MLIR's exceptions; all mean "this kernel cannot be compiled"
+        raise SimulatorError(
+            f"Triton cannot compile {source.name} for {target.name} (sm_{target.compute_capability}): {error}"
+        ) from error
     usage, sass = _inspect(binary.asm["cubin"])
     asm = {k: v for k, v in binary.asm.items() if isinstance(v, str)} | {"sass": sass}
     return Compiled(
-        kernel=source.name, device=target, registers=usage.get("REG", 0), spill_bytes=usage.get("LOCAL", 0) or usage.get("STACK", 0),
-        shared_bytes=int(binary.metadata.shared), num_warps=int(binary.metadata.num_warps), asm=asm,
-    )  # fmt: skip
+        kernel=source.name,
+        device=target,
+        registers=usage.get("REG", 0),
+        spill_bytes=usage.get("LOCAL", 0) or usage.get("STACK", 0),
+        shared_bytes=int(binary.metadata.shared),
+        num_warps=int(binary.metadata.num_warps),
+        asm=asm,
+    )
 
 
-def _signature(function: Any, bound: dict[str, Any]) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int, ...], list[list[Any]]]]:
+def _signature(
+    function: Any, bound: dict[str, Any]
+) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int, ...], list[list[Any]]]]:
     """Types, constants and alignment hints, as a launch would derive them from the arguments."""
     constant_names = frontend.constexpr_names(function)
     signature: dict[str, str] = {}
     fixed: dict[str, Any] = {}
     attributes: dict[tuple[int, ...], list[list[Any]]] = {}
     for position, (name, value) in enumerate(bound.items()):
-        if name in constant_names or value is None or (isinstance(value, int) and not isinstance(value, bool) and value == 1):
+        if (
+            name in constant_names
+            or value is None
+            or (isinstance(value, int) and not isinstance(value, bool) and value == 1)
+        ):
             signature[name], fixed[name] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[name] = f"*{_POINTER_TYPES[value.dtype]}"
@@ -117,7 +145,9 @@ def _signature(function: Any, bound: dict[str, Any]) -> tuple[dict[str, str], di
         elif isinstance(value, float):
             signature[name] = "fp32"
         else:
-            raise SimulatorError(f"compile_kernel: argument {name!r} of type {type(value).__name__} has no type in a kernel")
+            raise SimulatorError(
+                f"compile_kernel: argument {name!r} of type {type(value).__name__} has no type in a kernel"
+            )
     return signature, fixed, attributes
 
 
@@ -125,13 +155,12 @@ def _inspect(cubin: bytes) -> tuple[dict[str, int], str]:
     """Resource usage and disassembly of machine code."""
     import triton
 
-    tools = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin")
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
     with tempfile.TemporaryDirectory() as folder:
-        path = os.path.join(folder, "kernel.cubin")
-        with open(path, "wb") as file:
-            file.write(cubin)
-        usage = _run([os.path.join(tools, "cuobjdump"), "-res-usage", path])
-        sass = _run([os.path.join(tools, "nvdisasm"), "-c", path])
+        path = Path(folder) / "kernel.cubin"
+        path.write_bytes(cubin)
+        usage = _run([str(tools / "cuobjdump"), "-res-usage", str(path)])
+        sass = _run([str(tools / "nvdisasm"), "-c", str(path)])
     return {k: int(v) for k, v in re.findall(r"(REG|STACK|SHARED|LOCAL):(\d+)", usage)}, sass
 
 

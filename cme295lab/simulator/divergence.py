@@ -1,7 +1,8 @@
 """Programs that take different paths, and how they come together again.
 
-At an `if`, `for` or `while` whose condition differs between programs, each group runs its path as the active set, with its own variables.
-Groups that are done are *parked*: their variables, where somebody reads them later, are kept aside. At the end of the statement all groups
+At an `if`, `for` or `while` whose condition differs between programs, each group runs its path as the active set,
+with its own variables. Groups that are done are *parked*: their variables, where somebody reads them later, are kept
+aside. At the end of the statement all groups
 meet again: `reconverge` puts the parked values together, row by row, for the programs that are still running.
 """
 
@@ -95,7 +96,9 @@ def _merge_blocks(m: Machine, name: str, values: list[Any], groups: list[Group],
     terms = [b.terms(g.programs) for b, g in zip(blocks, groups, strict=True)]
     layouts = {tuple(tuple(n != 1 for n in t.shape[1:]) for t in ts) for ts in terms}
     if len(layouts) == 1:
-        arrays = [combine([(r, ts[i]) for r, ts in zip(rows, terms, strict=True)], m.num_active) for i in range(len(terms[0]))]
+        arrays = [
+            combine([(r, ts[i]) for r, ts in zip(rows, terms, strict=True)], m.num_active) for i in range(len(terms[0]))
+        ]
     else:
         whole = [b.data(g.programs) for b, g in zip(blocks, groups, strict=True)]
         arrays = [combine(list(zip(rows, whole, strict=True)), m.num_active)]
@@ -111,8 +114,8 @@ def _merge_blocks(m: Machine, name: str, values: list[Any], groups: list[Group],
 class Leaving:
     """Programs leaving a loop one by one: parks those that are done and narrows the variables of those that stay.
 
-    `base` is the set in which the loop's programs were ordered; every smaller set is made from it directly, so that values made before the
-    loop are narrowed in one step, however many times programs have left.
+    `base` is the set in which the loop's programs were ordered; every smaller set is made from it directly, so that
+    values made before the loop are narrowed in one step, however many times programs have left.
     """
 
     def __init__(self, m: Machine, base: ProgramSet, live: frozenset[str]) -> None:
@@ -127,13 +130,17 @@ class Leaving:
         """Keep aside the rows `leaving` of the active set."""
         active = self.m.active
         programs = active.select(leaving)
-        kept = {name: _narrowed(variables[name], active, programs, leaving, copy=True) for name in self.live if name in variables}
+        kept = {
+            name: _narrowed(variables[name], active, programs, leaving, copy=True)
+            for name in self.live
+            if name in variables
+        }
         self.groups.append(Group(programs, kept))
 
     def keep(self, staying: Selector, variables: Variables) -> None:
         """Go on with the rows `staying` of the active set; `variables` are narrowed in place."""
         active = self.m.active
-        if active.parent is self.base and active.selector is self.rows or active is self.base:
+        if (active.parent is self.base and active.selector is self.rows) or active is self.base:
             rows = staying if active is self.base else _composed(self.rows, staying)
         else:  # programs have returned inside the loop: start again from what is left
             self.base, rows = active, staying

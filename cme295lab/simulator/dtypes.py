@@ -1,8 +1,8 @@
 """The types of kernel values and how they combine.
 
-Floats are held by torch (it has fp16, bf16 and fp8), integers and booleans by numpy (it has all unsigned types and is quicker on the small
-arrays that addresses are made of). The promotion rules are Triton's: usual C conversions between blocks, while a Python number never
-widens a block of the same or a higher kind.
+Floats are held by torch (it has fp16, bf16 and fp8), integers and booleans by numpy (it has all unsigned types and is
+quicker on the small arrays that addresses are made of). The promotion rules are Triton's: usual C conversions between
+blocks, while a Python number never widens a block of the same or a higher kind.
 """
 
 from __future__ import annotations
@@ -127,12 +127,30 @@ bfloat16 = _float("bf16", 16, torch.bfloat16)
 float8e5 = _float("fp8e5", 8, torch.float8_e5m2)
 float8e4nv = _float("fp8e4nv", 8, torch.float8_e4m3fn)
 int1 = _int("int1", 1, np.bool_, BOOLEAN)
-int8, int16, int32, int64 = (_int(f"int{b}", b, t) for b, t in ((8, np.int8), (16, np.int16), (32, np.int32), (64, np.int64)))
+int8, int16, int32, int64 = (
+    _int(f"int{b}", b, t) for b, t in ((8, np.int8), (16, np.int16), (32, np.int32), (64, np.int64))
+)
 uint8, uint16, uint32, uint64 = (
     _int(f"uint{b}", b, t) for b, t in ((8, np.uint8), (16, np.uint16), (32, np.uint32), (64, np.uint64))
 )
 
-ALL = (float64, float32, float16, bfloat16, float8e5, float8e4nv, int1, int8, int16, int32, int64, uint8, uint16, uint32, uint64)
+ALL = (
+    float64,
+    float32,
+    float16,
+    bfloat16,
+    float8e5,
+    float8e4nv,
+    int1,
+    int8,
+    int16,
+    int32,
+    int64,
+    uint8,
+    uint16,
+    uint32,
+    uint64,
+)
 BY_NAME = {d.name: d for d in ALL}
 BY_TORCH = {d.torch: d for d in ALL if d.is_float} | {
     torch.bool: int1, torch.int8: int8, torch.int16: int16, torch.int32: int32, torch.int64: int64,
@@ -147,7 +165,12 @@ def of_number(value: bool | int | float) -> DType:
     if isinstance(value, bool):
         return int1
     if isinstance(value, int):
-        for bound_low, bound_high, dtype in ((-(2**31), 2**31, int32), (0, 2**32, uint32), (-(2**63), 2**63, int64), (0, 2**64, uint64)):
+        for bound_low, bound_high, dtype in (
+            (-(2**31), 2**31, int32),
+            (0, 2**32, uint32),
+            (-(2**63), 2**63, int64),
+            (0, 2**64, uint64),
+        ):
             if bound_low <= value < bound_high:
                 return dtype
         raise KernelTypeError(f"the integer {value} does not fit in 64 bits")
@@ -164,7 +187,9 @@ def promote_integers(a: DType, b: DType) -> DType:
     return unsigned if unsigned.primitive_bitwidth >= signed.primitive_bitwidth else signed
 
 
-def promote(a: DType, b: DType, *, a_is_number: bool = False, b_is_number: bool = False, division: bool = False) -> DType:
+def promote(
+    a: DType, b: DType, *, a_is_number: bool = False, b_is_number: bool = False, division: bool = False
+) -> DType:
     """The type in which Triton computes `a op b`.
 
     Args:

@@ -1,7 +1,7 @@
 """Errors of the simulator: each names the kernel, the source line and what to do.
 
-`SimulatorError` is the base. It is raised without a place by the operations, and the interpreter adds the place (kernel, file, line,
-source text) exactly once, on its way out: see `SimulatorError.locate`.
+`SimulatorError` is the base. It is raised without a place by the operations, and the interpreter adds the place
+(kernel, file, line, source text) exactly once, on its way out: see `SimulatorError.locate`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ class Place:
     source: str
 
     def __str__(self) -> str:
-        return f'kernel {self.kernel}, line {self.line} of {self.file}:\n    --> {self.source.strip()}'
+        return f"kernel {self.kernel}, line {self.line} of {self.file}:\n    --> {self.source.strip()}"
 
 
 class SimulatorError(RuntimeError):

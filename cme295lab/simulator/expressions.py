@@ -1,7 +1,7 @@
 """Expressions of a kernel: names, operators, calls, indexing.
 
-Python numbers, strings, tuples and types are compile-time values; everything else is a `Block`. A node costs a microsecond or two, the
-operation behind it works on every program of the batch.
+Python numbers, strings, tuples and types are compile-time values; everything else is a `Block`. A node costs a
+microsecond or two, the operation behind it works on every program of the batch.
 """
 
 from __future__ import annotations
@@ -25,11 +25,43 @@ from cme295lab.simulator.source import KernelSource
 from cme295lab.simulator.values import Block, Pointer, as_numpy
 
 OPERATORS: dict[type[ast.AST], str] = {
-    ast.Add: "+", ast.Sub: "-", ast.Mult: "*", ast.Div: "/", ast.FloorDiv: "//", ast.Mod: "%", ast.BitAnd: "&", ast.BitOr: "|",
-    ast.BitXor: "^", ast.LShift: "<<", ast.RShift: ">>", ast.Pow: "**", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=",
-    ast.Eq: "==", ast.NotEq: "!=",
-}  # fmt: skip
-_PYTHON_FUNCTIONS = frozenset("range min max abs len int float bool print tuple isinstance type zip enumerate".split())
+    ast.Add: "+",
+    ast.Sub: "-",
+    ast.Mult: "*",
+    ast.Div: "/",
+    ast.FloorDiv: "//",
+    ast.Mod: "%",
+    ast.BitAnd: "&",
+    ast.BitOr: "|",
+    ast.BitXor: "^",
+    ast.LShift: "<<",
+    ast.RShift: ">>",
+    ast.Pow: "**",
+    ast.Lt: "<",
+    ast.LtE: "<=",
+    ast.Gt: ">",
+    ast.GtE: ">=",
+    ast.Eq: "==",
+    ast.NotEq: "!=",
+}
+_PYTHON_FUNCTIONS = frozenset(
+    [
+        "range",
+        "min",
+        "max",
+        "abs",
+        "len",
+        "int",
+        "float",
+        "bool",
+        "print",
+        "tuple",
+        "isinstance",
+        "type",
+        "zip",
+        "enumerate",
+    ]
+)
 
 
 class Language:
@@ -78,7 +110,6 @@ class Expressions:
         """Call anything a kernel can call."""
         raise NotImplementedError
 
-
     def eval(self, node: ast.expr, *, discard: bool = False) -> Any:
         """The value of an expression; intermediate results count as on-chip bytes until their consumer is done.
 
@@ -108,7 +139,9 @@ class Expressions:
         if not isinstance(value, Block):
             return bool(value)
         if value.num_elements != 1:
-            raise KernelTypeError(f"a condition must be a scalar, got a block of shape {value.shape}; use tl.where, or reduce it first")
+            raise KernelTypeError(
+                f"a condition must be a scalar, got a block of shape {value.shape}; use tl.where, or reduce it first"
+            )
         answers = np.asarray(as_numpy(value.data(self.m.active))).reshape(-1) != 0
         if len(answers) == 1 or (answers == answers[0]).all():
             return bool(answers[0])
@@ -173,7 +206,9 @@ class Expressions:
         if name in ("language", "math", "core", "standard", "extra", "libdevice", "random", "cuda"):
             return LANGUAGE
         if name in ("range", "static_range"):
-            return Builtin(name, lambda m, *args, **kwargs: Range(m, *args, **{"static": name == "static_range", **kwargs}))
+            return Builtin(
+                name, lambda m, *args, **kwargs: Range(m, *args, **{"static": name == "static_range", **kwargs})
+            )
         if name == "tuple":
             return tuple
         member = frontend.language_member(name)
@@ -277,7 +312,9 @@ class Expressions:
             if part is None:
                 value = NATIVE["expand_dims"](self.m, value, axis)
             elif part != slice(None):
-                raise UnsupportedFeatureError(f"indexing {ast.unparse(node)!r}", "blocks can only be indexed with None and `:`")
+                raise UnsupportedFeatureError(
+                    f"indexing {ast.unparse(node)!r}", "blocks can only be indexed with None and `:`"
+                )
         return value
 
 

@@ -4,12 +4,15 @@ The simulator has its own reading of the language (`language`, `interpreter`), s
 
 * `is_kernel(x)`, `kernel_function(x)` — recognise a jit function and get the Python function behind it;
 * `constexpr_names(x)` — which of its parameters are `tl.constexpr`;
-* `resolve(x)` — the simulator's counterpart of an object that a kernel's source names: a module, a type, a constant, a function;
+* `resolve(x)` — the simulator's counterpart of an object that a kernel's source names: a module, a type, a constant,
+  a function;
 * `launches_go_to(run)` — while active, `kernel[grid](...)` with CPU tensors calls `run` instead of compiling;
 * `unwrap(x)` — the jit function inside autotuners and heuristics.
 
-A stand-in for systems without Triton (macOS, Windows) needs to provide these five, and a `triton` module that kernels can import. No
-private module of Triton is imported: of the classes used here, `JITFunction`, `Autotuner` and `Heuristics` are what the public
+A stand-in for systems without Triton (macOS, Windows) needs to provide these five, and a `triton` module that kernels
+can import. No
+private module of Triton is imported: of the classes used here, `JITFunction`, `Autotuner` and `Heuristics` are what
+    the public
 decorators return.
 """
 
@@ -39,7 +42,7 @@ def require_triton() -> None:
     """Raise an error that says what to do where Triton is missing."""
     if not available():
         raise SimulatorError(
-            "Triton is not installed, and it has no packages for this system (macOS and Windows): its kernels cannot be run here. "
+            "Triton is not installed; it has packages for Linux only, so its kernels do not run on macOS or Windows. "
             "Use Linux, WSL 2 or a container; everything else of the course works without it"
         )
 
@@ -129,7 +132,8 @@ def unwrap(kernel: Any, bound: dict[str, Any], options: dict[str, Any]) -> tuple
         options: keyword arguments of the launch.
 
     Returns:
-        The jit function, the keyword arguments with the chosen meta-parameters, and the text of the autotuner's configuration (the first
+        The jit function, the keyword arguments with the chosen meta-parameters, and the text of the autotuner's
+        configuration (the first
         one that its own pruning keeps: there is no GPU to time them on), or None.
     """
     config = None
@@ -150,7 +154,8 @@ def unwrap(kernel: Any, bound: dict[str, Any], options: dict[str, Any]) -> tuple
 
 @contextlib.contextmanager
 def launches_go_to(run: Run) -> Iterator[None]:
-    """While active, launches with CPU tensors call `run(kernel, grid, args, kwargs)`; others go to Triton. Restored on exit."""
+    """While active, launches with CPU tensors call `run(kernel, grid, args, kwargs)`; others go to Triton. Restored
+    on exit."""
     require_triton()
     import triton.runtime.autotuner as autotuner
     import triton.runtime.jit as jit

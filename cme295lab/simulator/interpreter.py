@@ -1,7 +1,7 @@
 """Runs a kernel's syntax tree, all programs at once: statements, control flow, calls of jit functions.
 
-Control flow on compile-time values, or on scalars that agree in all programs, is plain control flow; where programs disagree, see
-`divergence`. Expressions are evaluated by the base class.
+Control flow on compile-time values, or on scalars that agree in all programs, is plain control flow; where programs
+disagree, see `divergence`. Expressions are evaluated by the base class.
 """
 
 from __future__ import annotations
@@ -58,7 +58,9 @@ class Interpreter(Expressions):
         if not callable(function):
             raise KernelTypeError(f"{function!r} cannot be called in a kernel")
         if any(isinstance(a, Block) for a in (*args, *kwargs.values())):
-            raise UnsupportedFeatureError(f"calling the Python function {getattr(function, '__name__', function)} on kernel values")
+            raise UnsupportedFeatureError(
+                f"calling the Python function {getattr(function, '__name__', function)} on kernel values"
+            )
         return function(*args, **kwargs)
 
     def _enter(self, source: KernelSource, variables: Variables) -> Any:
@@ -154,7 +156,9 @@ class Interpreter(Expressions):
             self.frame.variables[target.id] = value
             if target.id in self.m.watch and isinstance(value, Block):
                 values = as_numpy(value.full(self.m.active)).copy()
-                self.m.counters.events.append(AssignEvent(target.id, self.m.line, self.m.line_text, self.m.active_numbers(), values))
+                self.m.counters.events.append(
+                    AssignEvent(target.id, self.m.line, self.m.line_text, self.m.active_numbers(), values)
+                )
             return
         if isinstance(target, ast.Tuple | ast.List):
             if not isinstance(value, tuple | list) or len(value) != len(target.elts):
@@ -162,7 +166,9 @@ class Interpreter(Expressions):
             for element, v in zip(target.elts, value, strict=True):
                 self.bind(element, v)
             return
-        raise UnsupportedFeatureError(f"assigning to {ast.unparse(target)!r}", "blocks cannot be changed in place; use tl.where or tl.store")
+        raise UnsupportedFeatureError(
+            f"assigning to {ast.unparse(target)!r}", "blocks cannot be changed in place; use tl.where or tl.store"
+        )
 
     def do_Return(self, node: ast.Return) -> None:
         value = self.eval(node.value) if node.value is not None else None
@@ -216,19 +222,27 @@ class Interpreter(Expressions):
         for item in items:
             if not self.m.num_active:
                 return
-            self.bind(node.target, item if compile_time else Block([np.array([item], np.int32)], dtypes.int32, (), self.m.active))
+            self.bind(
+                node.target,
+                item if compile_time else Block([np.array([item], np.int32)], dtypes.int32, (), self.m.active),
+            )
             self.body(node.body)
 
     def _ragged_loop(self, node: ast.For, bounds: list[Any]) -> None:
-        """A loop whose length differs: programs are put in order of length, so that those still in it are always the first rows."""
+        """A loop whose length differs: programs are put in order of length, so that those still in it are always the
+        first rows."""
         m, frame, entry = self.m, self.frame, self.m.active
         start, stop, step = (np.broadcast_to(np.asarray(b, np.int64), (m.num_active,)) for b in bounds)
         lengths = np.maximum(0, -((start - stop) // step))
         size = int(entry.ids.max()) + 1
-        first, stride, count = (np.zeros(size, np.int64) for _ in range(3))  # by program, so that they survive narrowing
+        first, stride, count = (
+            np.zeros(size, np.int64) for _ in range(3)
+        )  # by program, so that they survive narrowing
         first[entry.ids], stride[entry.ids], count[entry.ids] = start, step, lengths
         order = np.argsort(-lengths, kind="stable")
-        loop = Leaving(m, entry if (order == np.arange(len(order))).all() else entry.select(order), frame.source.live.after[node])
+        loop = Leaving(
+            m, entry if (order == np.arange(len(order))).all() else entry.select(order), frame.source.live.after[node]
+        )
         turn = 0
         while m.num_active:
             staying = int(np.count_nonzero(count[m.active.ids] > turn))
@@ -240,7 +254,9 @@ class Interpreter(Expressions):
             ids = m.active.ids
             position = first[ids] + turn * stride[ids]
             same = (position == position[0]).all()
-            self.bind(node.target, Block([(position[:1] if same else position).astype(np.int32)], dtypes.int32, (), m.active))
+            self.bind(
+                node.target, Block([(position[:1] if same else position).astype(np.int32)], dtypes.int32, (), m.active)
+            )
             self.body(node.body)
             turn += 1
         frame.variables = loop.finish(entry, frame.variables)
@@ -263,7 +279,8 @@ class Interpreter(Expressions):
             self.body(node.body)
         else:
             raise SimulatorError(
-                f"the while loop ran {_MAX_ITERATIONS:,} times: programs run in step or one after another here, so waiting for another never ends"
+                f"the while loop ran {_MAX_ITERATIONS:,} times: programs run in step or one after another here, "
+                "so waiting for another one never ends"
             )
         if loop is not None:
             frame.variables = loop.finish(entry, frame.variables)

@@ -1,7 +1,7 @@
 """One launch: bind the arguments, cut the grid into batches, run them.
 
-A batch is as many programs as fit a budget of elements for the largest block, so memory stays bounded and the working set near the caches.
-The largest block is not known before the kernel has run; so the first batch is a single program.
+A batch is as many programs as fit a budget of elements for the largest block, so memory stays bounded and the working
+set near the caches. The largest block is not known before the kernel has run; so the first batch is a single program.
 """
 
 from __future__ import annotations
@@ -93,7 +93,9 @@ def _bind(source: KernelSource, args: tuple[Any, ...], options: dict[str, Any]) 
     try:
         bound = source.signature.bind(*args, **known)
     except TypeError as error:
-        raise SimulatorError(f"launching {source.name}: {error}; its parameters are {', '.join(source.signature.parameters)}") from None
+        raise SimulatorError(
+            f"launching {source.name}: {error}; its parameters are {', '.join(source.signature.parameters)}"
+        ) from None
     bound.apply_defaults()
     return dict(bound.arguments)
 
@@ -111,7 +113,9 @@ def _argument(name: str, value: Any, machine: Machine, storages: list[Storage]) 
     """A launch argument as the kernel sees it."""
     if isinstance(value, torch.Tensor):
         if value.device.type != "cpu":
-            raise SimulatorError(f"argument {name!r} is on {value.device}; the simulator needs all tensors on the CPU (or all on the GPU)")
+            raise SimulatorError(
+                f"argument {name!r} is on {value.device}; put all tensors on the CPU (or all on the GPU)"
+            )
         storage = Storage(name.removesuffix("_ptr").lower(), value)
         storages.append(storage)
         return Pointer([np.array([storage.first_element], np.int64)], storage.dtype, (), machine.active, storage)
@@ -123,7 +127,9 @@ def _argument(name: str, value: Any, machine: Machine, storages: list[Storage]) 
         return value
     if frontend.is_kernel(value) or hasattr(value, "name"):
         return value
-    raise UnsupportedFeatureError(f"argument {name!r} of type {type(value).__name__}", "pass tensors, numbers, tuples or tl.constexpr values")
+    raise UnsupportedFeatureError(
+        f"argument {name!r} of type {type(value).__name__}", "pass tensors, numbers, tuples or tl.constexpr values"
+    )
 
 
 def _needs_order(source: KernelSource) -> bool:
@@ -131,7 +137,9 @@ def _needs_order(source: KernelSource) -> bool:
     return bool(source.called_names() & _ORDERED)
 
 
-def _run_batches(function: Callable[..., Any], arguments: dict[str, Any], machine: Machine, settings: Settings, *, one_by_one: bool) -> None:
+def _run_batches(
+    function: Callable[..., Any], arguments: dict[str, Any], machine: Machine, settings: Settings, *, one_by_one: bool
+) -> None:
     total = machine.grid[0] * machine.grid[1] * machine.grid[2]
     first, size = 0, 1
     interpreter = Interpreter(machine)

@@ -1,4 +1,5 @@
-"""The state of a running launch: which programs are active, where in the kernel they are, and what has been counted."""
+"""The state of a running launch: which programs are active, where in the kernel they are, and what has been
+counted."""
 
 from __future__ import annotations
 
@@ -55,8 +56,9 @@ def _no_interpreter(function: Any, arguments: list[Any]) -> Any:
 class Machine:
     """State shared by the interpreter and the operations while a batch of programs runs.
 
-    `held_bytes` are block bytes of one program that variables keep alive during the current statement, `temporary_bytes` those of
-    intermediate results within it; their largest sum is the on-chip peak. `call` runs a jit function (reductions have one as argument).
+    `held_bytes` are block bytes of one program that variables keep alive during the current statement,
+    `temporary_bytes` those of intermediate results within it; their largest sum is the on-chip peak. `call` runs a
+    jit function (reductions have one as argument).
     """
 
     def __init__(self, grid: tuple[int, int, int], *, counting: bool, recording: bool, watch: frozenset[str]) -> None:
@@ -99,7 +101,8 @@ class Machine:
         return self.active.ids + self.first_program
 
     def note_block(self, block: Block) -> None:
-        """Called for every intermediate result: the batch size depends on the largest block, the on-chip peak on all."""
+        """Called for every intermediate result: the batch size depends on the largest block, the on-chip peak on
+        all."""
         size = block.num_elements
         if size > self.largest_block:
             self.largest_block = size

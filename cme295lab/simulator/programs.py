@@ -1,8 +1,9 @@
 """Which programs of the grid run right now, and how values follow them.
 
-All programs of a launch run together, so every value has a leading axis with one row per program (or one row for all, when it is the same
-everywhere). Where programs take different branches, the interpreter continues with a subset: a `ProgramSet` that knows its parent and
-which rows of the parent it keeps. A value made before the split stays as it was; it is narrowed when a subset reads it.
+All programs of a launch run together, so every value has a leading axis with one row per program (or one row for all,
+when it is the same everywhere). Where programs take different branches, the interpreter continues with a subset: a
+`ProgramSet` that knows its parent and which rows of the parent it keeps. A value made before the split stays as it
+was; it is narrowed when a subset reads it.
 """
 
 from __future__ import annotations
@@ -56,7 +57,7 @@ def combine(parts: Sequence[tuple[np.ndarray, Array]], num_programs: int) -> Arr
     if isinstance(first, torch.Tensor):
         result = torch.empty((num_programs, *tail), dtype=first.dtype)
         for rows, data in parts:
-            result[torch.from_numpy(rows)] = data
+            result[torch.from_numpy(rows)] = torch.as_tensor(data)
         return result
     merged = np.empty((num_programs, *tail), first.dtype)
     for rows, data in parts:

@@ -1,7 +1,10 @@
-"""What a launch did, as plain records: traffic per tensor, operations, on-chip bytes, and the steps of single programs.
+"""What a launch did, as plain records: traffic per tensor, operations, on-chip bytes, and the steps of single
+programs.
 
-*Requested* bytes are what the loads and stores of all programs ask for (masked lanes excluded). *Distinct* bytes count each byte of a
-tensor once per launch: what must cross the HBM bus even with an unlimited cache. What a real cache lets through lies between the two.
+*Requested* bytes are what the loads and stores of all programs ask for (masked lanes excluded). *Distinct* bytes
+count each byte of a
+tensor once per launch: what must cross the HBM bus even with an unlimited cache. What a real cache lets through lies
+    between the two.
 """
 
 from __future__ import annotations
@@ -59,7 +62,14 @@ class TensorTraffic:
         return tuple(index)
 
     def __add__(self, other: TensorTraffic) -> TensorTraffic:
-        counts = ("read_bytes", "written_bytes", "distinct_read_bytes", "distinct_written_bytes", "num_loads", "num_stores")
+        counts = (
+            "read_bytes",
+            "written_bytes",
+            "distinct_read_bytes",
+            "distinct_written_bytes",
+            "num_loads",
+            "num_stores",
+        )
         return replace(self, **{c: getattr(self, c) + getattr(other, c) for c in counts})
 
 
@@ -71,7 +81,8 @@ class Step:
         kind: "load", "store", "atomic" or "assign".
         name: tensor, or variable.
         line, source: where in the kernel.
-        first_element: offset (in elements) of the first active lane from the tensor's first element; None if no lane was active.
+        first_element: offset (in elements) of the first active lane from the tensor's first element; None if no lane
+            was active.
         shape: block shape.
         num_bytes: bytes moved.
         value: the new value of the variable.
@@ -100,8 +111,9 @@ class Launch:
         dot_flops: floating-point operations of tl.dot, a multiply-add counted as two.
         other_flops: other additions, multiplications, comparisons, … on float blocks.
         transcendental_ops: exponentials, logarithms, roots, …
-        sram_peak_bytes: largest number of bytes of block values that one program needs at a time. An upper bound on what it keeps on chip
-            (registers and shared memory together): a compiler may fuse operations and recompute instead of keeping.
+        sram_peak_bytes: largest number of bytes of block values that one program needs at a time. An upper bound on
+            what it keeps on chip (registers and shared memory together): a compiler may fuse operations and recompute
+            instead of keeping.
         seconds: how long the simulator took.
     """
 
@@ -159,7 +171,9 @@ class Launch:
         if not self.recorded:
             raise SimulatorError("this trace has no steps: make it with simulator.trace(record=True)")
         if len(program) != 3 or not all(0 <= p < n for p, n in zip(program, self.grid, strict=True)):
-            raise ValueError(f"program {program} is not in the grid {self.grid}: give three coordinates, each below the grid's size")
+            raise ValueError(
+                f"program {program} is not in the grid {self.grid}: give three coordinates, each below the grid's size"
+            )
         number = program[0] + self.grid[0] * (program[1] + self.grid[1] * program[2])
         steps = []
         for event in self.events:
@@ -172,35 +186,61 @@ class Launch:
 def _step(event: AccessEvent | AssignEvent, row: int) -> Step:
     if isinstance(event, AssignEvent):
         value = event.values[row if event.values.shape[0] > 1 else 0]
-        return Step(kind="assign", name=event.variable, line=event.line, source=event.text, shape=tuple(value.shape), value=value)
+        return Step(
+            kind="assign",
+            name=event.variable,
+            line=event.line,
+            source=event.text,
+            shape=tuple(value.shape),
+            value=value,
+        )
     first = int(event.first_elements[row])
     return Step(
-        kind=event.kind, name=event.tensor, line=event.line, source=event.text, first_element=None if first < 0 else first,
-        shape=event.shape, num_bytes=int(event.num_bytes[row]),
-    )  # fmt: skip
+        kind=event.kind,
+        name=event.tensor,
+        line=event.line,
+        source=event.text,
+        first_element=None if first < 0 else first,
+        shape=event.shape,
+        num_bytes=int(event.num_bytes[row]),
+    )
 
 
 def traffic_of(storage: Storage) -> TensorTraffic:
     """The traffic that a launch's storage has counted."""
     size, tensor = storage.dtype.itemsize, storage.tensor
     return TensorTraffic(
-        name=storage.name, dtype=str(storage.dtype), shape=tuple(tensor.shape), strides=tuple(tensor.stride()), element_bytes=size,
-        read_bytes=storage.read_elements * size, written_bytes=storage.written_elements * size,
+        name=storage.name,
+        dtype=str(storage.dtype),
+        shape=tuple(tensor.shape),
+        strides=tuple(tensor.stride()),
+        element_bytes=size,
+        read_bytes=storage.read_elements * size,
+        written_bytes=storage.written_elements * size,
         distinct_read_bytes=storage.read.count() * size if storage.read_elements else 0,
         distinct_written_bytes=storage.written.count() * size if storage.written_elements else 0,
-        num_loads=storage.loads, num_stores=storage.stores,
-    )  # fmt: skip
+        num_loads=storage.loads,
+        num_stores=storage.stores,
+    )
 
 
 def launch_record(outcome: Outcome, *, recorded: bool) -> Launch:
     """The record of a finished launch; it keeps no tensor alive."""
     c = outcome.counters
     return Launch(
-        kernel=outcome.source.name, grid=outcome.grid, constants=outcome.constants, config=outcome.config,
-        tensors={s.name: traffic_of(s) for s in outcome.storages}, dot_flops=c.dot_flops, other_flops=c.other_flops,
-        transcendental_ops=c.transcendental_ops, sram_peak_bytes=c.sram_peak_bytes, seconds=outcome.seconds, events=c.events,
+        kernel=outcome.source.name,
+        grid=outcome.grid,
+        constants=outcome.constants,
+        config=outcome.config,
+        tensors={s.name: traffic_of(s) for s in outcome.storages},
+        dot_flops=c.dot_flops,
+        other_flops=c.other_flops,
+        transcendental_ops=c.transcendental_ops,
+        sram_peak_bytes=c.sram_peak_bytes,
+        seconds=outcome.seconds,
+        events=c.events,
         recorded=recorded,
-    )  # fmt: skip
+    )
 
 
 def total_by_name(launches: Iterable[Launch]) -> dict[str, TensorTraffic]:

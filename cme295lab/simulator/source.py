@@ -1,6 +1,7 @@
 """A kernel's source: its syntax tree, its parameters, and which variables are still needed after each statement.
 
-Liveness is used twice: values of programs that leave a loop are kept only if somebody reads them later, and the on-chip bytes of a
+Liveness is used twice: values of programs that leave a loop are kept only if somebody reads them later, and the
+    on-chip bytes of a
 program at a statement are those of the variables that are still needed.
 """
 
@@ -26,7 +27,7 @@ class KernelSource:
             lines, self.first_line = inspect.getsourcelines(function)
         except (OSError, TypeError):
             raise SimulatorError(
-                f"the source of kernel {self.name!r} is not available: define it in a file or a notebook cell, not with exec()"
+                f"the source of kernel {self.name!r} is not available: define it in a file or a notebook cell"
             ) from None
         self.lines = lines
         self.file = (inspect.getsourcefile(function) or "?").rsplit("/", 1)[-1]
@@ -88,7 +89,9 @@ class Liveness:
             return _reads([node])
         return (live - _writes([node])) | _reads([node])
 
-    def _loop(self, node: ast.For | ast.While, live: frozenset[str], head: frozenset[str], target: frozenset[str]) -> frozenset[str]:
+    def _loop(
+        self, node: ast.For | ast.While, live: frozenset[str], head: frozenset[str], target: frozenset[str]
+    ) -> frozenset[str]:
         entry = live | head
         while True:
             body = self._body(node.body, entry) - target
@@ -98,12 +101,16 @@ class Liveness:
 
 
 def _names(nodes: Iterable[ast.AST], context: type[ast.expr_context]) -> frozenset[str]:
-    return frozenset(n.id for node in nodes for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, context))
+    return frozenset(
+        n.id for node in nodes for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, context)
+    )
 
 
 def _reads(nodes: list[Any]) -> frozenset[str]:
     names = _names(nodes, ast.Load)
-    return names | frozenset(n.target.id for n in nodes if isinstance(n, ast.AugAssign) and isinstance(n.target, ast.Name))
+    return names | frozenset(
+        n.target.id for n in nodes if isinstance(n, ast.AugAssign) and isinstance(n.target, ast.Name)
+    )
 
 
 def _writes(nodes: list[Any]) -> frozenset[str]:

@@ -15,8 +15,8 @@ _RAW = {1: torch.int8, 2: torch.int16}
 class Coverage:
     """The set of elements touched so far, for the count of distinct bytes.
 
-    Rows of a fixed length that start at multiples of it (after a common phase) are kept as one bit per row; everything else as one bit
-    per element. Both are merged only when the count is asked for.
+    Rows of a fixed length that start at multiples of it (after a common phase) are kept as one bit per row;
+    everything else as one bit per element. Both are merged only when the count is asked for.
     """
 
     def __init__(self, num_elements: int) -> None:
@@ -71,20 +71,24 @@ class Coverage:
 class Storage:
     """One tensor argument of a launch: its whole underlying memory as a flat array, and the launch's traffic to it.
 
-    Addresses are element offsets in the underlying storage, so a strided view (a transposed head axis, a slice) needs no copy; an access is
-    out of bounds when it leaves that storage, as it would be on a GPU.
+    Addresses are element offsets in the underlying storage, so a strided view (a transposed head axis, a slice) needs
+    no copy; an access is out of bounds when it leaves that storage, as it would be on a GPU.
     """
 
     def __init__(self, name: str, tensor: torch.Tensor) -> None:
         if tensor.dtype not in dtypes.BY_TORCH:
-            raise SimulatorError(f"argument {name!r} has dtype {tensor.dtype}, which Triton has no name for; convert it first")
+            raise SimulatorError(
+                f"argument {name!r} has dtype {tensor.dtype}, which Triton has no name for; convert it first"
+            )
         self.name = name
         self.tensor = tensor
         self.dtype: DType = dtypes.BY_TORCH[tensor.dtype]
         self.num_elements = tensor.untyped_storage().nbytes() // tensor.element_size()
-        self.first_element = tensor.storage_offset()
+        self.first_element = int(tensor.storage_offset())
         self.flat = torch.as_strided(tensor.detach(), (self.num_elements,), (1,), 0)
-        self.raw: np.ndarray = (self.flat.view(_RAW[tensor.element_size()]) if self._numpy_lacks() else self.flat).numpy()
+        self.raw: np.ndarray = (
+            self.flat.view(_RAW[tensor.element_size()]) if self._numpy_lacks() else self.flat
+        ).numpy()
         self.loads = self.stores = 0
         self.read_elements = self.written_elements = 0
         self.read = Coverage(self.num_elements)
@@ -94,6 +98,7 @@ class Storage:
         return self.dtype.is_bf16() or self.dtype.is_fp8()
 
     def windows(self, length: int) -> np.ndarray:
-        """View of all (overlapping) runs of `length` elements, for copying whole rows; shape (num_elements - length + 1, length)."""
+        """View of all (overlapping) runs of `length` elements, for copying whole rows; shape (num_elements - length +
+        1, length)."""
         step = self.raw.itemsize
         return np.lib.stride_tricks.as_strided(self.raw, (self.num_elements - length + 1, length), (step, step))

@@ -31,7 +31,10 @@ class Table:
     def __str__(self) -> str:
         columns, cells = self._cells()
         widths = [max(len(r[i]) for r in [columns, *cells]) for i in range(len(columns))]
-        lines = ["  ".join(v.rjust(w) if i > 1 else v.ljust(w) for i, (v, w) in enumerate(zip(r, widths, strict=True))) for r in [columns, *cells]]
+        lines = [
+            "  ".join(v.rjust(w) if i > 1 else v.ljust(w) for i, (v, w) in enumerate(zip(r, widths, strict=True)))
+            for r in [columns, *cells]
+        ]
         return "\n".join([*([self.caption] if self.caption else []), *(line.rstrip() for line in lines)])
 
     __repr__ = __str__
@@ -40,7 +43,11 @@ class Table:
         columns, cells = self._cells()
         head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
         body = "".join("<tr>" + "".join(f"<td>{html.escape(v)}</td>" for v in r) + "</tr>" for r in cells)
-        caption = f"<caption style='caption-side:top;text-align:left'>{html.escape(self.caption)}</caption>" if self.caption else ""
+        caption = (
+            f"<caption style='caption-side:top;text-align:left'>{html.escape(self.caption)}</caption>"
+            if self.caption
+            else ""
+        )
         return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
@@ -110,19 +117,29 @@ class Trace:
         """Bytes per kernel and tensor. The rows hold formatted text; the numbers are in `launches[i].tensors`."""
         rows = [
             {
-                "kernel": launch.kernel, "tensor": name, "dtype": t.dtype, "shape": "×".join(map(str, t.shape)),
-                "read": format_bytes(t.read_bytes), "written": format_bytes(t.written_bytes), "distinct": format_bytes(t.distinct_bytes),
+                "kernel": launch.kernel,
+                "tensor": name,
+                "dtype": t.dtype,
+                "shape": "×".join(map(str, t.shape)),
+                "read": format_bytes(t.read_bytes),
+                "written": format_bytes(t.written_bytes),
+                "distinct": format_bytes(t.distinct_bytes),
             }
-            for launch in self.launches for name, t in launch.tensors.items()
-        ]  # fmt: skip
+            for launch in self.launches
+            for name, t in launch.tensors.items()
+        ]
         return Table(rows, self.summary())
 
     def summary(self) -> str:
         """One line: bytes, FLOPs, intensity, on-chip peak."""
-        on_chip = f"{format_bytes(self.sram_peak_bytes, binary=True)} of {format_bytes(self.device.on_chip_bytes_per_sm, binary=True)}"
+        held, available = (
+            format_bytes(n, binary=True) for n in (self.sram_peak_bytes, self.device.on_chip_bytes_per_sm)
+        )
         return (
-            f"{len(self.launches)} launches: {format_bytes(self.requested_bytes)} requested, {format_bytes(self.distinct_bytes)} distinct, "
-            f"{format_flops(self.flops)}, {self.arithmetic_intensity:.1f} FLOP/byte; one program holds up to {on_chip} on chip ({self.device.name})"
+            f"{len(self.launches)} launches: {format_bytes(self.requested_bytes)} requested, "
+            f"{format_bytes(self.distinct_bytes)} distinct, "
+            f"{format_flops(self.flops)}, {self.arithmetic_intensity:.1f} FLOP/byte; "
+            f"one program holds up to {held} of {available} on chip ({self.device.name})"
         )
 
     def __str__(self) -> str:
@@ -146,7 +163,9 @@ def is_enabled() -> bool:
 def _run(kernel: Any, grid: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     recording = any(t.record for t in _open_traces)
     watch = frozenset().union(*(t.watch for t in _open_traces))
-    outcome = launch(kernel, grid, args, kwargs, Settings(counting=bool(_open_traces), recording=recording, watch=watch))
+    outcome = launch(
+        kernel, grid, args, kwargs, Settings(counting=bool(_open_traces), recording=recording, watch=watch)
+    )
     if _open_traces:
         record = launch_record(outcome, recorded=recording)
         for open_trace in _open_traces:
@@ -176,11 +195,13 @@ def trace(device: str | Device = "A100", *, record: bool = False, watch: Collect
 
     Args:
         device: the GPU to compare with, a name or a `hardware.Device`.
-        record: keep every load and store in order, for `Launch.walk`; takes memory in proportion to the number of accesses.
+        record: keep every load and store in order, for `Launch.walk`; takes memory in proportion to the number of
+            accesses.
         watch: names of kernel variables whose values are kept at every assignment (needs record=True).
 
     Returns:
-        A context manager that gives a `Trace`, filled while the block runs. Traces can be nested: each sees all launches inside it.
+        A context manager that gives a `Trace`, filled while the block runs. Traces can be nested: each sees all
+        launches inside it.
 
     Raises:
         ValueError: an unknown device, or `watch` without `record`.

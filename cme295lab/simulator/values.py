@@ -1,9 +1,10 @@
 """What a kernel computes with: blocks of numbers and pointers into tensors.
 
-A `Block` of logical shape (d0, d1, …) holds data of shape (P or 1, d0 or 1, d1 or 1, …) for P programs: an axis of length 1 is the same
-for all programs or all positions and is never written out. Integers are kept as a *sum of terms* that is only added up when somebody
-needs the numbers. Addresses are such sums — `row * stride + column` stays "rows + columns" — so a load can see that one axis is
-contiguous and copy whole rows, and a mask that is true everywhere is recognised from the terms' bounds.
+A `Block` of logical shape (d0, d1, …) holds data of shape (P or 1, d0 or 1, d1 or 1, …) for P programs: an axis of
+length 1 is the same for all programs or all positions and is never written out. Integers are kept as a *sum of terms*
+that is only added up when somebody needs the numbers. Addresses are such sums — `row * stride + column` stays "rows +
+columns" — so a load can see that one axis is contiguous and copy whole rows, and a mask that is true everywhere is
+recognised from the terms' bounds.
 """
 
 from __future__ import annotations
@@ -28,12 +29,15 @@ _MAX_REMEMBERED = 2
 class Block:
     """A scalar (shape ()) or block of values, one row per program.
 
-    `temporary` says that no variable holds this value, so an operation may overwrite it; `is_view` that it shares memory with another.
+    `temporary` says that no variable holds this value, so an operation may overwrite it; `is_view` that it shares
+    memory with another.
     """
 
     __slots__ = ("dtype", "shape", "programs", "arrays", "temporary", "is_view", "_narrowed")
 
-    def __init__(self, arrays: list[Array], dtype: DType, shape: tuple[int, ...], programs: ProgramSet, *, is_view: bool = False) -> None:
+    def __init__(
+        self, arrays: list[Array], dtype: DType, shape: tuple[int, ...], programs: ProgramSet, *, is_view: bool = False
+    ) -> None:
         self.arrays = arrays
         self.dtype = dtype
         self.shape = shape
@@ -119,7 +123,14 @@ class Pointer(Block):
     __slots__ = ("storage",)
 
     def __init__(
-        self, arrays: list[Array], dtype: DType, shape: tuple[int, ...], programs: ProgramSet, storage: Storage, *, is_view: bool = False
+        self,
+        arrays: list[Array],
+        dtype: DType,
+        shape: tuple[int, ...],
+        programs: ProgramSet,
+        storage: Storage,
+        *,
+        is_view: bool = False,
     ) -> None:
         super().__init__(arrays, dtype, shape, programs, is_view=is_view)
         self.storage = storage
@@ -155,7 +166,9 @@ def add_terms(first: list[Array], second: list[Array]) -> list[Array]:
         new_axes = [n != 1 for n in new.shape]
         for i, old in enumerate(terms):
             old_axes = [n != 1 for n in old.shape]
-            if all(o or not n for n, o in zip(new_axes, old_axes, strict=True)) or all(n or not o for n, o in zip(new_axes, old_axes, strict=True)):
+            if all(o or not n for n, o in zip(new_axes, old_axes, strict=True)) or all(
+                n or not o for n, o in zip(new_axes, old_axes, strict=True)
+            ):
                 terms[i] = old + new
                 break
         else:

@@ -1,7 +1,9 @@
 """The Triton language as the simulator understands it: one function per `tl.…` name, grouped by what they do.
 
-`core` (ids, creation, memory, casts), `elementwise`, `shapes`, `reductions`, `products` (tl.dot). What is not in the table is looked up in
-the installed Triton: its library functions that are written in Triton themselves (random numbers, sorting) run like any other kernel.
+`core` (ids, creation, memory, casts), `elementwise`, `shapes`, `reductions`, `products` (tl.dot). What is not in the
+table is looked up in
+the installed Triton: its library functions that are written in Triton themselves (random numbers, sorting) run like
+    any other kernel.
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from cme295lab.simulator import access, arithmetic, atomics, dtypes
-from cme295lab.simulator.arithmetic import Operand, result
+from cme295lab.simulator import access, arithmetic, atomics, casts, dtypes
+from cme295lab.simulator.arithmetic import Operand
+from cme295lab.simulator.broadcasting import lifted, result
 from cme295lab.simulator.dtypes import DType, PointerType
 from cme295lab.simulator.errors import KernelTypeError, SimulatorError, UnsupportedFeatureError
 from cme295lab.simulator.language.registry import native
@@ -24,7 +25,9 @@ def whole_number(value: object, what: str) -> int:
 
 def block_shape(shape: object, what: str) -> tuple[int, ...]:
     """A compile-time block shape; Triton wants powers of two."""
-    sizes = tuple(whole_number(n, f"each size in {what}'s shape") for n in (shape if isinstance(shape, list | tuple) else [shape]))
+    sizes = tuple(
+        whole_number(n, f"each size in {what}'s shape") for n in (shape if isinstance(shape, list | tuple) else [shape])
+    )
     for n in sizes:
         if n < 1 or n & (n - 1):
             raise KernelTypeError(f"{what}: block sizes must be powers of two, got {n} in {sizes}")
@@ -57,8 +60,8 @@ def arange(m: Machine, start: object, end: object) -> Block:
 @native("full")
 def full(m: Machine, shape: object, value: Operand, dtype: DType) -> Block:
     sizes = block_shape(shape, "tl.full") if shape not in ((), []) else ()
-    one = arithmetic.cast(m, value, dtype) if isinstance(value, Block) else scalar(value, m.active, dtype)
-    block = result(m, arithmetic.lifted(one.data(m.active), len(sizes)), dtype, sizes)
+    one = casts.cast(m, value, dtype) if isinstance(value, Block) else scalar(value, m.active, dtype)
+    block = result(m, lifted(one.data(m.active), len(sizes)), dtype, sizes)
     return block
 
 
@@ -74,9 +77,16 @@ def zeros_like(m: Machine, input: Block) -> Block:
 
 @native("load", method=False)
 def load(
-    m: Machine, pointer: Operand, mask: Operand | None = None, other: Operand | None = None, boundary_check: object = (),
-    padding_option: str = "", cache_modifier: str = "", eviction_policy: str = "", volatile: bool = False,
-) -> Block:  # fmt: skip
+    m: Machine,
+    pointer: Operand,
+    mask: Operand | None = None,
+    other: Operand | None = None,
+    boundary_check: object = (),
+    padding_option: str = "",
+    cache_modifier: str = "",
+    eviction_policy: str = "",
+    volatile: bool = False,
+) -> Block:
     if boundary_check:
         raise UnsupportedFeatureError("block pointers (boundary_check)", "use pointers and a mask")
     return access.load(m, pointer, mask, other)
@@ -95,7 +105,15 @@ def store(
 def _register_atomics() -> None:
     for op in ("add", "max", "min", "and", "or", "xor", "xchg"):
 
-        def run(m: Machine, pointer: Operand, val: Operand, mask: Operand | None = None, sem: Any = None, scope: Any = None, _op: str = op) -> Block:
+        def run(
+            m: Machine,
+            pointer: Operand,
+            val: Operand,
+            mask: Operand | None = None,
+            sem: Any = None,
+            scope: Any = None,
+            _op: str = op,
+        ) -> Block:
             return atomics.atomic(m, _op, pointer, val, mask)
 
         native(f"atomic_{op}")(run)
@@ -111,15 +129,19 @@ def atomic_cas(m: Machine, pointer: Operand, cmp: Operand, val: Operand, sem: An
 
 @native("cast", "to", method=True)
 def cast(
-    m: Machine, input: Operand, dtype: DType | PointerType, fp_downcast_rounding: str | None = None, bitcast: bool = False
+    m: Machine,
+    input: Operand,
+    dtype: DType | PointerType,
+    fp_downcast_rounding: str | None = None,
+    bitcast: bool = False,
 ) -> Block:
     block = input if isinstance(input, Block) else scalar(input, m.active)
     target = dtype.element_ty if isinstance(dtype, PointerType) else dtype
     if not isinstance(target, DType):
         raise KernelTypeError(f"cannot convert to {dtype!r}: pass a type such as tl.float32")
     if bitcast or isinstance(dtype, PointerType):
-        return arithmetic.bitcast(m, block, target)
-    return arithmetic.cast(m, block, target, rounding=fp_downcast_rounding)
+        return casts.bitcast(m, block, target)
+    return casts.cast(m, block, target, rounding=fp_downcast_rounding)
 
 
 @native("to_tensor")
@@ -179,7 +201,9 @@ def device_assert(m: Machine, cond: Operand, msg: object = "", mask: Operand | N
         return
     good = np.asarray(holds.data(m.active)).astype(bool).reshape(holds.data(m.active).shape[0], -1).all(axis=1)
     if not good.all():
-        raise SimulatorError(f"assertion failed in program {m.program_of_row(int(np.argmin(good)))}{': ' if msg else ''}{msg}")
+        raise SimulatorError(
+            f"assertion failed in program {m.program_of_row(int(np.argmin(good)))}{': ' if msg else ''}{msg}"
+        )
 
 
 @native("static_print")

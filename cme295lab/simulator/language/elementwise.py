@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from cme295lab.simulator import arithmetic, dtypes
-from cme295lab.simulator.arithmetic import Operand, binary, result
+from cme295lab.simulator.arithmetic import Operand, binary
+from cme295lab.simulator.broadcasting import common_shape, lifted, result
 from cme295lab.simulator.errors import KernelTypeError
 from cme295lab.simulator.language.registry import native
 from cme295lab.simulator.machine import Machine
@@ -25,7 +26,9 @@ _FUNCTIONS: dict[str, tuple[Any, bool]] = {  # name: (torch function, transcende
 def _register_functions() -> None:
     for name, (function, transcendental) in _FUNCTIONS.items():
 
-        def run(m: Machine, x: Operand, _name: str = name, _function: Any = function, _transcendental: bool = transcendental) -> Block:
+        def run(
+            m: Machine, x: Operand, _name: str = name, _function: Any = function, _transcendental: bool = transcendental
+        ) -> Block:
             return arithmetic.unary(m, _function, x, f"tl.{_name}", transcendental=_transcendental)
 
         native(name, method=True)(run)
@@ -103,8 +106,8 @@ def umulhi(m: Machine, x: Operand, y: Operand) -> Block:
     if dtype.is_float or dtype.primitive_bitwidth not in (32, 64):
         raise KernelTypeError(f"tl.umulhi needs 32- or 64-bit integers, got {dtype}")
     a, b = (v if isinstance(v, Block) else scalar(v, m.active, dtype) for v in (x, y))
-    shape = arithmetic.common_shape(a, b)
-    left, right = (np.asarray(arithmetic.lifted(v.data(m.active), len(shape))) for v in (a, b))
+    shape = common_shape(a, b)
+    left, right = (np.asarray(lifted(v.data(m.active), len(shape))) for v in (a, b))
     if dtype.primitive_bitwidth == 32:
         high = (left.view(np.uint32).astype(np.uint64) * right.view(np.uint32).astype(np.uint64)) >> np.uint64(32)
         return result(m, high.astype(np.uint32).view(dtype.numpy), dtype, shape)
@@ -118,13 +121,17 @@ def where(m: Machine, condition: Operand, x: Operand, y: Operand) -> Operand:
 
 
 @native("softmax", method=True)
-def softmax(m: Machine, x: Block, dim: int | None = None, keep_dims: bool | None = None, ieee_rounding: bool = False) -> Operand:
+def softmax(
+    m: Machine, x: Block, dim: int | None = None, keep_dims: bool | None = None, ieee_rounding: bool = False
+) -> Operand:
     from cme295lab.simulator.language.reductions import max_, sum_
     from cme295lab.simulator.language.shapes import expand_dims
 
     axis = 0 if dim is None else dim
     x.temporary = False
-    shifted = binary(m, "-", x, expand_dims(m, max_(m, x, axis), axis))
+    largest = max_(m, x, axis)
+    assert isinstance(largest, Block)
+    shifted = binary(m, "-", x, expand_dims(m, largest, axis))
     raised = arithmetic.unary(m, torch.exp, shifted, "tl.softmax")
     raised.temporary = False
     return binary(m, "/", raised, expand_dims(m, sum_(m, raised, axis), axis))

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from cme295lab.simulator import dtypes
-from cme295lab.simulator.arithmetic import result
+from cme295lab.simulator.broadcasting import result
 from cme295lab.simulator.dtypes import DType
 from cme295lab.simulator.errors import KernelTypeError
 from cme295lab.simulator.language.registry import native
@@ -21,11 +21,17 @@ _TF32_LOST_BITS = 13
 
 @native("dot")
 def dot(
-    m: Machine, input: Block, other: Block, acc: Block | None = None, input_precision: str | None = None, allow_tf32: bool | None = None,
-    max_num_imprecise_acc: int | None = None, out_dtype: DType | None = None,
-) -> Block:  # fmt: skip
-    """acc + input @ other. Products of 16- and 8-bit floats are exact in float32; float32 operands keep all their bits unless
-    `input_precision="tf32"` asks for the rounding of tensor cores."""
+    m: Machine,
+    input: Block,
+    other: Block,
+    acc: Block | None = None,
+    input_precision: str | None = None,
+    allow_tf32: bool | None = None,
+    max_num_imprecise_acc: int | None = None,
+    out_dtype: DType | None = None,
+) -> Block:
+    """acc + input @ other. Products of 16- and 8-bit floats are exact in float32; float32 operands keep all their
+    bits unless `input_precision="tf32"` asks for the rounding of tensor cores."""
     shape = _result_shape(input, other, acc)
     out = out_dtype or (acc.dtype if acc is not None else dtypes.float32 if input.dtype.is_float else dtypes.int32)
     if not input.dtype.is_float:
@@ -39,7 +45,9 @@ def dot(
     product = _matmul(left, right)
     if acc is not None and not _is_zero(acc):
         previous: Any = acc.data(m.active)
-        product = product + (torch.from_numpy(np.ascontiguousarray(previous)) if isinstance(previous, np.ndarray) else previous).to(product.dtype)
+        product = product + (
+            torch.from_numpy(np.ascontiguousarray(previous)) if isinstance(previous, np.ndarray) else previous
+        ).to(product.dtype)
     if not out.is_float:
         return result(m, product.to(torch.int32).numpy(), out, shape)
     return result(m, product if product.dtype == out.torch else product.to(out.torch), out, shape)
@@ -50,9 +58,13 @@ def _result_shape(a: Block, b: Block, acc: Block | None) -> tuple[int, ...]:
         if not isinstance(require_block(x, f"tl.dot's {name}"), Block) or len(x.shape) not in (2, 3):
             raise KernelTypeError(f"tl.dot's {name} must be a block of rank 2 or 3, got shape {x.shape}")
     if a.dtype != b.dtype and not (a.dtype.is_fp8() and b.dtype.is_fp8()):
-        raise KernelTypeError(f"tl.dot: both operands must have the same type, got {a.dtype} and {b.dtype}; convert one with .to(...)")
+        raise KernelTypeError(
+            f"tl.dot: both operands must have the same type, got {a.dtype} and {b.dtype}; convert one with .to(...)"
+        )
     if a.shape[-1] != b.shape[-2] or a.shape[:-2] != b.shape[:-2]:
-        raise KernelTypeError(f"tl.dot: shapes {a.shape} and {b.shape} do not match (columns of the first, rows of the second)")
+        raise KernelTypeError(
+            f"tl.dot: shapes {a.shape} and {b.shape} do not match (columns of the first, rows of the second)"
+        )
     shape = (*a.shape[:-1], b.shape[-1])
     if acc is not None and acc.shape != shape:
         raise KernelTypeError(f"tl.dot: the accumulator has shape {acc.shape}, the product {shape}")
@@ -82,12 +94,16 @@ def _round_to_tf32(x: torch.Tensor) -> torch.Tensor:
 def _matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     if a.dim() == 3 and a.shape[0] == b.shape[0]:
         return torch.bmm(a, b)
-    if a.dim() == 3 and b.shape[0] == 1 and a.is_contiguous():  # one right operand for all programs: a single tall product
+    if (
+        a.dim() == 3 and b.shape[0] == 1 and a.is_contiguous()
+    ):  # one right operand for all programs: a single tall product
         return (a.reshape(-1, a.shape[-1]) @ b[0]).view(a.shape[0], a.shape[1], b.shape[-1])
     return torch.matmul(a, b)
 
 
-def _accumulated(m: Machine, acc: Block, a: torch.Tensor, b: torch.Tensor, shape: tuple[int, ...]) -> torch.Tensor | None:
+def _accumulated(
+    m: Machine, acc: Block, a: torch.Tensor, b: torch.Tensor, shape: tuple[int, ...]
+) -> torch.Tensor | None:
     """Add the product to an accumulator that nobody else holds, in place."""
     held = acc.arrays[0]
     if not isinstance(held, torch.Tensor) or acc.programs is not m.active or a.shape[0] != b.shape[0]:

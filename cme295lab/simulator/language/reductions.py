@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from cme295lab.simulator import arithmetic, dtypes
-from cme295lab.simulator.arithmetic import result
+from cme295lab.simulator import casts, dtypes
+from cme295lab.simulator.broadcasting import result
 from cme295lab.simulator.dtypes import DType
 from cme295lab.simulator.errors import KernelTypeError
 from cme295lab.simulator.language.registry import native
@@ -39,7 +39,9 @@ def _written_out(m: Machine, x: Block, axis: int) -> Any:
     return data.expand(shape) if isinstance(data, torch.Tensor) else np.broadcast_to(data, shape)
 
 
-def _finish(m: Machine, data: Any, dtype: DType, x: Block, axis: int, keep_dims: bool, original_rank: int | None) -> Block:
+def _finish(
+    m: Machine, data: Any, dtype: DType, x: Block, axis: int, keep_dims: bool, original_rank: int | None
+) -> Block:
     block = result(m, data, dtype, (*x.shape[:axis], *x.shape[axis + 1 :]))
     if not keep_dims:
         return block
@@ -49,14 +51,20 @@ def _finish(m: Machine, data: Any, dtype: DType, x: Block, axis: int, keep_dims:
 
 
 @native("sum", method=True)
-def sum_(m: Machine, input: Block, axis: int | None = None, keep_dims: bool = False, dtype: DType | None = None) -> Block:
+def sum_(
+    m: Machine, input: Block, axis: int | None = None, keep_dims: bool = False, dtype: DType | None = None
+) -> Block:
     target = dtype or input.dtype
     if dtype is None and not target.is_float and target.primitive_bitwidth < 32:
-        target = dtypes.int32 if target.is_int_signed() else dtypes.uint32 if target.kind == dtypes.INTEGER else dtypes.int32
-    x, at = _along(m, arithmetic.cast(m, input, target), axis, "tl.sum")
+        target = (
+            dtypes.int32 if target.is_int_signed() else dtypes.uint32 if target.kind == dtypes.INTEGER else dtypes.int32
+        )
+    x, at = _along(m, casts.cast(m, input, target), axis, "tl.sum")
     data = _written_out(m, x, at)
     if not target.is_float:
-        return _finish(m, np.add.reduce(data, axis=at + 1, dtype=target.numpy), target, x, at, keep_dims, _rank(input, axis))
+        return _finish(
+            m, np.add.reduce(data, axis=at + 1, dtype=target.numpy), target, x, at, keep_dims, _rank(input, axis)
+        )
     m.count_float_ops(x.num_elements)
     total = data.sum(at + 1) if target.primitive_bitwidth >= 32 else _pairwise_sum(data, at + 1)
     return _finish(m, total, target, x, at, keep_dims, _rank(input, axis))
@@ -77,7 +85,7 @@ def _pairwise_sum(data: torch.Tensor, axis: int) -> torch.Tensor:
 def _extreme(m: Machine, input: Block, axis: int | None, keep_dims: bool, largest: bool, what: str) -> Block:
     x = input
     if x.dtype.primitive_bitwidth < 32:
-        x = arithmetic.cast(m, x, dtypes.float32 if x.dtype.is_float else dtypes.int32)
+        x = casts.cast(m, x, dtypes.float32 if x.dtype.is_float else dtypes.int32)
     x, at = _along(m, x, axis, what)
     data = _written_out(m, x, at)
     if isinstance(data, np.ndarray):
@@ -88,7 +96,9 @@ def _extreme(m: Machine, input: Block, axis: int | None, keep_dims: bool, larges
     if torch.isnan(found).any():  # Triton's maximum drops a NaN beside a number; torch's keeps it
         neutral = float("-inf") if largest else float("inf")
         cleaned = torch.where(torch.isnan(data), neutral, data)
-        found = torch.where(torch.isnan(data).all(at + 1), found, cleaned.amax(at + 1) if largest else cleaned.amin(at + 1))
+        found = torch.where(
+            torch.isnan(data).all(at + 1), found, cleaned.amax(at + 1) if largest else cleaned.amin(at + 1)
+        )
     return _finish(m, found, x.dtype, x, at, keep_dims, _rank(input, axis))
 
 
@@ -96,7 +106,9 @@ def _position(m: Machine, input: Block, axis: int | None, keep_dims: bool, large
     x, at = _along(m, input, axis, what)
     data = _written_out(m, x, at)
     if isinstance(data, torch.Tensor):
-        found: Any = (torch.argmax if largest else torch.argmin)(data.float() if data.element_size() < 4 else data, at + 1).numpy()
+        found: Any = (torch.argmax if largest else torch.argmin)(
+            data.float() if data.element_size() < 4 else data, at + 1
+        ).numpy()
     else:
         found = (np.argmax if largest else np.argmin)(data, at + 1)
     return _finish(m, found.astype(np.int32), dtypes.int32, x, at, keep_dims, _rank(input, axis))
@@ -104,18 +116,26 @@ def _position(m: Machine, input: Block, axis: int | None, keep_dims: bool, large
 
 @native("max", method=True)
 def max_(
-    m: Machine, input: Block, axis: int | None = None, return_indices: bool = False, return_indices_tie_break_left: bool = True,
+    m: Machine,
+    input: Block,
+    axis: int | None = None,
+    return_indices: bool = False,
+    return_indices_tie_break_left: bool = True,
     keep_dims: bool = False,
-) -> Block | tuple[Block, Block]:  # fmt: skip
+) -> Block | tuple[Block, Block]:
     found = _extreme(m, input, axis, keep_dims, True, "tl.max")
     return (found, _position(m, input, axis, keep_dims, True, "tl.max")) if return_indices else found
 
 
 @native("min", method=True)
 def min_(
-    m: Machine, input: Block, axis: int | None = None, return_indices: bool = False, return_indices_tie_break_left: bool = True,
+    m: Machine,
+    input: Block,
+    axis: int | None = None,
+    return_indices: bool = False,
+    return_indices_tie_break_left: bool = True,
     keep_dims: bool = False,
-) -> Block | tuple[Block, Block]:  # fmt: skip
+) -> Block | tuple[Block, Block]:
     found = _extreme(m, input, axis, keep_dims, False, "tl.min")
     return (found, _position(m, input, axis, keep_dims, False, "tl.min")) if return_indices else found
 
@@ -133,7 +153,9 @@ def argmin(m: Machine, input: Block, axis: int | None, tie_break_left: bool = Tr
 @native("xor_sum", method=True)
 def xor_sum(m: Machine, input: Block, axis: int | None = None, keep_dims: bool = False) -> Block:
     x, at = _along(m, input, axis, "tl.xor_sum")
-    return _finish(m, np.bitwise_xor.reduce(_written_out(m, x, at), axis=at + 1), x.dtype, x, at, keep_dims, _rank(input, axis))
+    return _finish(
+        m, np.bitwise_xor.reduce(_written_out(m, x, at), axis=at + 1), x.dtype, x, at, keep_dims, _rank(input, axis)
+    )
 
 
 Blocks = Block | tuple[Block, ...] | list[Block]
@@ -160,13 +182,18 @@ def reduce(m: Machine, input: Blocks, axis: int | None, combine_fn: Callable[...
         blocks = [combined] if isinstance(combined, Block) else list(combined)
     ends = [_slice(m, b, at, slice(0, 1)).full(m.active) for b in blocks]
     like = blocks[0].viewed([], shape, m.active)
-    done = [_finish(m, e.squeeze(at + 1), b.dtype, like, at, keep_dims, rank) for e, b in zip(ends, blocks, strict=True)]
+    done = [
+        _finish(m, e.squeeze(at + 1), b.dtype, like, at, keep_dims, rank) for e, b in zip(ends, blocks, strict=True)
+    ]
     return done[0] if single else tuple(done)
 
 
 @native("associative_scan", method=True)
-def associative_scan(m: Machine, input: Blocks, axis: int, combine_fn: Callable[..., Any], reverse: bool = False) -> Any:
-    """Inclusive scan with any combine function, in log2(n) steps of combining with the neighbour 1, 2, 4, … places before."""
+def associative_scan(
+    m: Machine, input: Blocks, axis: int, combine_fn: Callable[..., Any], reverse: bool = False
+) -> Any:
+    """Inclusive scan with any combine function, in log2(n) steps of combining with the neighbour 1, 2, 4, … places
+    before."""
     single = isinstance(input, Block)
     blocks = [input] if isinstance(input, Block) else list(input)
     at = axis % len(blocks[0].shape)
@@ -215,11 +242,13 @@ def cumprod(m: Machine, input: Block, axis: int = 0, reverse: bool = False, dtyp
     return _cumulative(m, input, axis, reverse, dtype, torch.cumprod, np.cumprod)
 
 
-def _cumulative(m: Machine, input: Block, axis: int, reverse: bool, dtype: DType | None, with_torch: Any, with_numpy: Any) -> Block:
+def _cumulative(
+    m: Machine, input: Block, axis: int, reverse: bool, dtype: DType | None, with_torch: Any, with_numpy: Any
+) -> Block:
     target = dtype or input.dtype
     if dtype is None and not target.is_float and target.primitive_bitwidth < 32:
         target = dtypes.int32 if not target.is_int_unsigned() or target.is_bool() else dtypes.uint32
-    x = arithmetic.cast(m, input, target)
+    x = casts.cast(m, input, target)
     at = axis % len(x.shape)
     data = _reversed(x.full(m.active), at, reverse)
     if isinstance(data, torch.Tensor):

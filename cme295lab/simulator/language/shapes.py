@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from cme295lab.simulator import arithmetic
-from cme295lab.simulator.arithmetic import Operand, common_shape, lifted, result
+from cme295lab.simulator.arithmetic import Operand
+from cme295lab.simulator.broadcasting import common_shape, lifted, result
 from cme295lab.simulator.errors import KernelTypeError
 from cme295lab.simulator.language.registry import native
 from cme295lab.simulator.machine import Machine
@@ -24,7 +25,7 @@ def _sizes(shape: tuple[Any, ...]) -> tuple[int, ...]:
 @native("expand_dims", method=True)
 def expand_dims(m: Machine, input: Operand, axis: int | Sequence[int]) -> Block:
     block = require_block(input, "the argument of expand_dims")
-    for a in sorted(n % (len(block.shape) + 1) for n in (axis if isinstance(axis, list | tuple) else [axis])):
+    for a in sorted(n % (len(block.shape) + 1) for n in ([axis] if isinstance(axis, int) else axis)):
         shape = (*block.shape[:a], 1, *block.shape[a:])
         block = block.viewed([_expanded(t, a + 1) for t in block.terms(m.active)], shape, m.active)
     return block
@@ -55,7 +56,9 @@ def permute(m: Machine, input: Operand, *dims: Any) -> Block:
     rank = len(block.shape)
     order = [int(d) % rank for d in _sizes(dims)] if dims else [*range(rank - 2), rank - 1, rank - 2]
     if sorted(order) != list(range(rank)):
-        raise KernelTypeError(f"trans: {tuple(order)} is not an order of the {rank} axes of a block of shape {block.shape}")
+        raise KernelTypeError(
+            f"trans: {tuple(order)} is not an order of the {rank} axes of a block of shape {block.shape}"
+        )
     axes = [0, *(d + 1 for d in order)]
     arrays = [t.permute(axes) if isinstance(t, torch.Tensor) else t.transpose(axes) for t in block.terms(m.active)]
     return block.viewed(list(arrays), tuple(block.shape[d] for d in order), m.active)
@@ -66,7 +69,9 @@ def reshape(m: Machine, input: Operand, *shape: Any, can_reorder: bool = False) 
     block = require_block(input, "the argument of reshape")
     target = _sizes(shape)
     if int(np.prod(target)) != block.num_elements:
-        raise KernelTypeError(f"cannot reshape a block of shape {block.shape} to {target}: the numbers of elements differ")
+        raise KernelTypeError(
+            f"cannot reshape a block of shape {block.shape} to {target}: the numbers of elements differ"
+        )
     if isinstance(block, Pointer):
         address = np.broadcast_to(np.asarray(block.data(m.active)), (block.data(m.active).shape[0], *block.shape))
         return block.viewed([address.reshape(address.shape[0], *target)], target, m.active)
@@ -83,7 +88,10 @@ def _aligned(m: Machine, blocks: list[Block]) -> list[Any]:
     """Blocks written out with the same number of program rows."""
     arrays = [b.full(m.active) for b in blocks]
     rows = max(a.shape[0] for a in arrays)
-    return [a.expand(rows, *a.shape[1:]) if isinstance(a, torch.Tensor) else np.broadcast_to(a, (rows, *a.shape[1:])) for a in arrays]
+    return [
+        a.expand(rows, *a.shape[1:]) if isinstance(a, torch.Tensor) else np.broadcast_to(a, (rows, *a.shape[1:]))
+        for a in arrays
+    ]
 
 
 @native("cat")

@@ -1,0 +1,76 @@
+"""Conversions between types, and reinterpretation of bits."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from cme295lab.simulator.broadcasting import lazy_sum, result
+from cme295lab.simulator.dtypes import DType
+from cme295lab.simulator.errors import KernelTypeError
+from cme295lab.simulator.machine import Machine
+from cme295lab.simulator.values import Block, Pointer, as_torch
+
+
+def cast(m: Machine, x: Block, dtype: DType, *, rounding: str | None = None) -> Block:
+    """Convert values to another type; floats to narrower floats round to nearest even (or toward zero with
+    rounding="rtz")."""
+    if x.dtype == dtype:
+        return x
+    if isinstance(x, Pointer):
+        raise KernelTypeError("a pointer can only be cast with bitcast=True")
+    if not x.dtype.is_float and not dtype.is_float:
+        if dtype.is_bool():
+            return result(m, x.data(m.active) != 0, dtype, x.shape)
+        if len(x.arrays) > 1 and dtype.primitive_bitwidth == 64:
+            return lazy_sum(m, [t.astype(dtype.numpy) for t in x.terms(m.active)], dtype, x.shape)  # type: ignore[union-attr]
+        with np.errstate(all="ignore"):
+            return result(m, x.data(m.active).astype(dtype.numpy), dtype, x.shape)  # type: ignore[union-attr]
+    data = x.data(m.active)
+    if dtype.is_float:
+        if isinstance(data, np.ndarray):
+            wide = np.float64 if data.dtype.itemsize == 8 or dtype.is_fp64() else np.float32
+            return result(m, torch.from_numpy(np.ascontiguousarray(data.astype(wide))).to(dtype.torch), dtype, x.shape)
+        if rounding == "rtz" and dtype.primitive_bitwidth < 32:
+            data = _toward_zero(data, dtype)
+        return result(m, data.to(dtype.torch), dtype, x.shape)
+    floats = as_torch(data)
+    floats = floats if floats.dtype in (torch.float32, torch.float64) else floats.float()
+    if dtype.is_bool():
+        return result(m, (floats != 0).numpy(), dtype, x.shape)
+    with np.errstate(all="ignore"):
+        return result(m, floats.numpy().astype(dtype.numpy), dtype, x.shape)
+
+
+def _toward_zero(data: torch.Tensor, dtype: DType) -> torch.Tensor:
+    """The nearest value of `dtype` that is not larger in size: step back where rounding to nearest went away from
+    zero."""
+    exact = data.double()
+    near = data.to(dtype.torch)
+    width = {2: torch.int16, 1: torch.int8}[dtype.itemsize]
+    stepped = (near.view(width) - 1).view(
+        dtype.torch
+    )  # the bit pattern below is the next value toward zero, for either sign
+    return torch.where(near.double().abs() > exact.abs(), stepped, near)
+
+
+def bitcast(m: Machine, x: Block, dtype: DType) -> Block:
+    """Reinterpret the bits of a value as another type of the same width."""
+    if isinstance(x, Pointer):
+        if dtype.itemsize != x.dtype.itemsize:
+            raise KernelTypeError(
+                f"cannot reinterpret a pointer to {x.dtype} as a pointer to {dtype}: the widths differ"
+            )
+        return Pointer(x.terms(m.active), dtype, x.shape, m.active, x.storage)
+    if x.dtype.primitive_bitwidth != dtype.primitive_bitwidth:
+        raise KernelTypeError(f"cannot bitcast {x.dtype} to {dtype}: the widths differ")
+    signed = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
+    data = x.data(m.active)
+    if isinstance(data, np.ndarray):
+        if not dtype.is_float:
+            return result(m, np.ascontiguousarray(data).view(dtype.numpy), dtype, x.shape)
+        integers = torch.from_numpy(np.ascontiguousarray(data).view(f"i{dtype.itemsize}"))
+        return result(m, integers.view(dtype.torch), dtype, x.shape)
+    if dtype.is_float:
+        return result(m, data.contiguous().view(dtype.torch), dtype, x.shape)
+    return result(m, data.contiguous().view(signed).numpy().view(dtype.numpy), dtype, x.shape)
