@@ -1,0 +1,196 @@
+"""Run the student's code and record what came out and what it used.
+
+Nothing here judges. An `Observation` is plain data: tensors, counts and text.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import linecache
+import signal
+import sys
+import sysconfig
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cme295lab.grading.result import Kind
+from cme295lab.grading.watch import Allocation, Watch
+
+_NOT_STUDENT_CODE = (
+    str(Path(__file__).parents[1]),
+    sysconfig.get_path("stdlib"),
+    sysconfig.get_path("purelib"),
+    sysconfig.get_path("platlib"),
+)
+
+# What a common error text usually means.
+_CRASH_CAUSES = {
+    "same dtype": "half and single precision are mixed: convert to float32 first, with x.float()",
+    "unexpected keyword argument": "the function's arguments were renamed: keep the names of the stub",
+    "object is not callable": "hand over the function itself, not the result of calling it",
+}
+
+
+@dataclass(frozen=True)
+class StudentError:
+    """Why the student's code did not return.
+
+    Args:
+        kind: not attempted, crashed, or took too long.
+        text: the exception and the student's own line.
+        cause: what it usually means, or an empty string.
+    """
+
+    kind: Kind
+    text: str
+    cause: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Traffic:
+    """Bytes that a kernel moved between HBM and the chip for one tensor."""
+
+    read_bytes: int
+    written_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Observation:
+    """What one run of the student's code returned and used.
+
+    Args:
+        outputs: what it returned, detached and copied, by name.
+        error: why it did not return, or None.
+        largest: the largest tensor it allocated, or None.
+        peak_bytes: the most memory its own tensors held at one time.
+        forbidden: functions it must not call, each as a sentence.
+        changed_inputs: names of inputs that it changed in place.
+        traffic: for kernels, the bytes moved per tensor.
+        sram_peak_bytes: for kernels, the most on-chip memory that one program held.
+    """
+
+    outputs: Mapping[str, Any] = field(default_factory=dict)
+    error: StudentError | None = None
+    largest: Allocation | None = None
+    peak_bytes: int = 0
+    forbidden: tuple[str, ...] = ()
+    changed_inputs: tuple[str, ...] = ()
+    traffic: Mapping[str, Traffic] = field(default_factory=dict)
+    sram_peak_bytes: int = 0
+
+
+def observe_call(function: Callable[..., Any], inputs: Mapping[str, Any], time_limit_s: float = 10.0) -> Observation:
+    """Call the student's function and record its result, memory and forbidden calls.
+
+    Args:
+        function: the student's function.
+        inputs: its arguments by name; tensors are checked for changes afterwards.
+        time_limit_s: wall-clock seconds before the call is stopped.
+
+    Returns:
+        The observation; `outputs["result"]` holds what the function returned.
+    """
+    before = {name: value.clone() for name, value in inputs.items() if isinstance(value, Tensor)}
+    watch = Watch(before_call=[value for value in inputs.values() if isinstance(value, Tensor)], is_student=is_student)
+    result, error = None, None
+    try:
+        with quiet(), time_limit(time_limit_s), watch:
+            result = _copied(function(**inputs))
+    except (Exception, TimeLimitReached) as reason:
+        error = student_error(reason, time_limit_s)
+    changed = tuple(
+        name for name, value in before.items() if not torch.equal(value.nan_to_num(), inputs[name].nan_to_num())
+    )
+    return Observation(
+        outputs={"result": result},
+        error=error,
+        largest=watch.largest,
+        peak_bytes=watch.peak_bytes,
+        forbidden=tuple(watch.forbidden),
+        changed_inputs=changed,
+    )
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, tuple | list):
+        return tuple(_copied(item) for item in value)
+    return value
+
+
+class TimeLimitReached(BaseException):
+    """Raised inside the student's code when its time is up; no `except Exception` can swallow it."""
+
+
+@contextlib.contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Stop the block after a wall-clock time. Only the main thread of a Unix process can be stopped; elsewhere it runs on."""
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        raise TimeLimitReached().with_traceback(None)
+
+    previous = signal.signal(signal.SIGALRM, stop)
+    # It fires again and again, in case a `finally` or a bare `except` of the student's takes the first one.
+    signal.setitimer(signal.ITIMER_REAL, seconds, 1.0)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep warnings out and send stderr to stdout: graders take any stderr of a cell for a failure."""
+    with warnings.catch_warnings(), contextlib.redirect_stderr(sys.stdout):
+        warnings.simplefilter("ignore")
+        yield
+
+
+def is_student(filename: str) -> bool:
+    """Whether a file is the student's own: not this library, not an installed package, not the standard library."""
+    return not filename.startswith((*_NOT_STUDENT_CODE, "<frozen"))
+
+
+def student_error(error: BaseException, time_limit_s: float = 0.0) -> StudentError:
+    """Describe an exception by the student's own line.
+
+    Args:
+        error: what was raised.
+        time_limit_s: the limit that was set, for the text of a time-out.
+    """
+    line = _student_line(error.__traceback__)
+    at = f" at {line}" if line else ""
+    # PyTorch raises NotImplementedError too, for operators that a dtype lacks: that is a crash.
+    if isinstance(error, NotImplementedError) and "NotImplementedError" in line:
+        cause = "Replace the line `raise NotImplementedError()` by your code (and delete that line)."
+        return StudentError(Kind.NOT_ATTEMPTED, f"NotImplementedError{at}", cause)
+    if isinstance(error, TimeLimitReached):
+        cause = "does every loop advance its index, and does it end?"
+        return StudentError(Kind.TIMED_OUT, f"stopped after {time_limit_s:g} s{at}", cause)
+    text = f"{type(error).__name__}: {error}"
+    cause = next((cause for part, cause in _CRASH_CAUSES.items() if part in text), "")
+    return StudentError(Kind.CRASHED, text + (f"\nat {line}" if line else ""), cause)
+
+
+def _student_line(trace: TracebackType | None) -> str:
+    """The innermost line of the student's own code, such as "line 7: s = q @ k"."""
+    line = ""
+    while trace is not None:
+        filename, number = trace.tb_frame.f_code.co_filename, trace.tb_lineno
+        if is_student(filename):
+            line = f"line {number}: {linecache.getline(filename, number).strip()}".rstrip(": ")
+        trace = trace.tb_next
+    return line
