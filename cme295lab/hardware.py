@@ -166,8 +166,8 @@ _CARD_ROW = """\
 <td style="text-align:left;padding:1px 0;font-variant-numeric:tabular-nums">{text}</td></tr>"""
 _PEAK_ROW = """\
 <tr style="background:none"><td style="text-align:left;padding:1px 10px 1px 0;opacity:.7">{dtype}</td>
-<td style="text-align:left;padding:1px 10px 1px 0;width:110px">
-<div style="height:8px;border-radius:2px;background:#0072b2;width:{share:.1f}%"></div></td>
+<td style="text-align:left;padding:1px 10px 1px 0"><div style="width:110px">
+<div style="height:8px;border-radius:2px;background:#0072b2;width:{share:.1f}%"></div></div></td>
 <td style="text-align:right;padding:1px 0;white-space:nowrap;font-variant-numeric:tabular-nums">{peak}</td></tr>"""
 _BADGE = """\
 <span style="margin-left:10px;padding:1px 8px;border:1px solid currentColor;border-radius:9px;font-size:11px;

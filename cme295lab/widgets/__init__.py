@@ -1,0 +1,1 @@
+"""Views that react, and the static pictures that stand in for them."""
