@@ -41,7 +41,7 @@ lint: setup ## ruff
 types: setup ## mypy
 	$(BIN)/mypy
 
-check: setup ## notebooks match their text and store nothing they should not; links lead somewhere; exercises are fresh
+check: setup ## notebooks match their text, links lead somewhere, exercises are fresh, nothing stored is too large
 	$(COURSE) check
 
 unit: setup ## unit tests, and the examples in docstrings

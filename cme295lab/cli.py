@@ -51,9 +51,6 @@ def main() -> None:
     except CourseError as error:
         print(f"cme295lab: error: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, UsageError) else 1)
-    except KeyboardInterrupt:
-        print("cme295lab: interrupted", file=sys.stderr)
-        sys.exit(EXIT_INTERRUPTED)
 
 
 def _show_version(wanted: bool) -> None:
@@ -73,7 +70,7 @@ def _options(
 
 @app.command()
 def doctor() -> None:
-    """Look at this machine: what of the course runs here, and a fix for each problem."""
+    """Look at this machine: what runs here, what does not, and the fix."""
     from cme295lab.course.doctor import examine, what_runs_where
 
     readings = examine()
@@ -97,7 +94,7 @@ def lab(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to serve on; 0 takes a free one.")] = 8888,
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address, open no browser.")] = False,
 ) -> None:
-    """Open JupyterLab on the course, at its first notebook. Ctrl-C ends it."""
+    """Open the course in JupyterLab. Ctrl-C ends it."""
     course = find_course()
     start = f"/lab/tree/{FIRST_NOTEBOOK}" if (course.root / FIRST_NOTEBOOK).is_file() else "/lab"
     command = [
@@ -126,7 +123,10 @@ def run(
     profile: Annotated[Profile, typer.Option(help="Sizes to run with.")] = Profile.full,
     output: Annotated[Path, typer.Option(help="Folder for the executed copies and index.html.")] = Path("build/run"),
 ) -> None:
-    """Run notebooks from top to bottom; executed copies and an index page go to build/run."""
+    """Run notebooks from top to bottom.
+
+    Executed copies and an index page with their figures go to build/run.
+    """
     from cme295lab.course.index_page import write_index
     from cme295lab.course.runner import check_parameters, resolve_parameters, run_notebook
 
@@ -137,11 +137,15 @@ def run(
     folder = output if output.is_absolute() else course.root / output
     wanted = {"profile": profile.value, **given}
     progress, runs = sys.stderr.isatty(), []
-    for number, path in enumerate(paths, start=1):
-        print(f"[{number}/{len(paths)}] {path.stem} ", end="" if not progress else "\n", flush=True)
-        result = run_notebook(path, folder, resolve_parameters(path, wanted), progress=progress)
-        print(f"{'ran' if result.ok else 'FAILED'} in {result.seconds:.1f} s", flush=True)
-        runs.append(result)
+    try:
+        for number, path in enumerate(paths, start=1):
+            print(f"[{number}/{len(paths)}] {path.stem} ", end="\n" if progress else "", flush=True)
+            result = run_notebook(path, folder, resolve_parameters(path, wanted), progress=progress)
+            print(f"{'ran' if result.ok else 'FAILED'} in {result.seconds:.1f} s", flush=True)
+            runs.append(result)
+    except KeyboardInterrupt:
+        print("\ncme295lab: interrupted", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
     page = write_index(runs, folder, profile.value)
     print(f"{sum(r.ok for r in runs)} of {len(runs)} notebooks ran; see {course.relative(page)}")
     for result in runs:
@@ -157,7 +161,10 @@ def check(
     profile: Annotated[Profile, typer.Option(help="Sizes to run with.")] = Profile.fast,
     workers: Annotated[int, typer.Option(min=1, help="Notebooks run at the same time.")] = 1,
 ) -> None:
-    """Check the course: every cell runs, and marked cells print what is stored (nbval)."""
+    """Check that every cell runs and prints what is stored (nbval).
+
+    Only cells marked NBVAL_CHECK_OUTPUT are compared.
+    """
     from cme295lab.course.validation import validate
 
     course = find_course()
@@ -168,7 +175,7 @@ def check(
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(context: typer.Context) -> None:
-    """Measure the course's own claims about speed; arguments go to tests/benchmarks/run.py."""
+    """Measure what the README claims; arguments are handed on."""
     course = find_course()
     script = course.root / "tests" / "benchmarks" / "run.py"
     if not script.is_file():

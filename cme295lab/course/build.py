@@ -19,7 +19,7 @@ from cme295lab.course.places import Course, CourseError
 from cme295lab.course.sources import NotebookSource, notebook_sources, read_source
 
 CELL_TIMEOUT_S = 600
-QUIET_KERNEL = ["--log-level=ERROR"]  # recent kernels warn about TCP on every start
+QUIET_KERNEL = ["--log-level=CRITICAL"]  # kernels warn about TCP at every start, and complain when interrupted
 
 
 def build_notebooks(

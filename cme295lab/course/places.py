@@ -37,7 +37,7 @@ class Course:
         return sorted((self.root / "solutions").glob("*/*.ipynb"))
 
     def find_notebooks(self, names: list[str]) -> list[Path]:
-        """Resolve what a user typed: a path, a file name, a stem or the number in front of it.
+        """Resolve what a user typed: a path, a file name, or how the name begins.
 
         Args:
             names: for example `07`, `07_flash_attention`, `notebooks/07_flash_attention.ipynb`; none means all.
@@ -60,7 +60,9 @@ class Course:
             return Path(name).resolve()
         stem = Path(name).name.removesuffix(".ipynb")
         candidates = {path.stem: path for path in [*self.notebooks(), *self.solutions()]}
-        matches = [path for key, path in candidates.items() if stem == key or key.split("_")[0] == stem]
+        if stem in candidates:
+            return candidates[stem]
+        matches = [path for key, path in candidates.items() if stem and key.startswith(stem)]
         if len(matches) == 1:
             return matches[0]
         close = difflib.get_close_matches(stem, candidates, n=1, cutoff=0.4)

@@ -5,6 +5,7 @@ and silently leave out notebooks in subfolders. Both are refused here.
 """
 
 import os
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -129,10 +130,12 @@ def _generate_assignment(course: Course, assignment: str, release_folder: Path, 
 
 @contextmanager
 def _inside(folder: Path) -> Iterator[None]:
-    """nbgrader resolves some paths against the working folder."""
-    before = Path.cwd()
+    """nbgrader resolves some paths against the working folder, and looks for `alembic` on the PATH."""
+    folder_before, path_before = Path.cwd(), os.environ.get("PATH", "")
     os.chdir(folder)
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), path_before])
     try:
         yield
     finally:
-        os.chdir(before)
+        os.chdir(folder_before)
+        os.environ["PATH"] = path_before

@@ -68,6 +68,8 @@ def read_source(path: Path) -> nbformat.NotebookNode:
     notebook = nbformat.v4.new_notebook(metadata=NOTEBOOK_METADATA)
     taken: Counter[str] = Counter()
     for number, cell in enumerate(parsed.cells, start=1):
+        if not cell.source.strip() and not cell.metadata:
+            continue  # a blank line on top of the file
         metadata = {key: value for key, value in cell.metadata.items() if key not in ("id", "lines_to_next_cell")}
         explicit_id = cell.metadata.get("id") or metadata.get("nbgrader", {}).get("grade_id")
         cell_id = explicit_id or _text_id(cell)

@@ -1,0 +1,1 @@
+"""Tests of the course as files: building, checking, running and releasing notebooks."""
