@@ -15,7 +15,7 @@ import numpy as np
 
 from cme295lab.simulator.errors import SimulatorError
 from cme295lab.simulator.machine import Machine
-from cme295lab.simulator.programs import ProgramSet, Selector, combine
+from cme295lab.simulator.programs import Array, ProgramSet, Selector, combine
 from cme295lab.simulator.values import Block, Pointer, scalar
 
 Variables = dict[str, Any]
@@ -74,7 +74,7 @@ def reconverge(m: Machine, entry: ProgramSet, groups: list[Group], live: frozens
 def merge(m: Machine, name: str, values: list[Any], groups: list[Group], rows: list[np.ndarray]) -> Any:
     """One value made of the groups' values."""
     first = values[0]
-    if all(v is first for v in values):
+    if all(v is first for v in values) and (not isinstance(first, Block | tuple) or _made_before(m.active, first)):
         return first
     if all(isinstance(v, tuple | list) and len(v) == len(first) for v in values):
         return tuple(merge(m, name, [v[i] for v in values], groups, rows) for i in range(len(first)))
@@ -84,6 +84,16 @@ def merge(m: Machine, name: str, values: list[Any], groups: list[Group], rows: l
         if not all(isinstance(v, int | float) for v in values):
             return Differs(name, "differs between programs and is not a number or block")
     return _merge_blocks(m, name, values, groups, rows)
+
+
+def _made_before(programs: ProgramSet, value: Any) -> bool:
+    """Whether a value belongs to these programs or to a set that they come from, so that it can be narrowed to them."""
+    if not isinstance(value, Block):
+        return False
+    ancestor: ProgramSet | None = programs
+    while ancestor is not None and ancestor is not value.programs:
+        ancestor = ancestor.parent
+    return ancestor is not None
 
 
 def _merge_blocks(m: Machine, name: str, values: list[Any], groups: list[Group], rows: list[np.ndarray]) -> Any:
@@ -96,9 +106,7 @@ def _merge_blocks(m: Machine, name: str, values: list[Any], groups: list[Group],
     terms = [b.terms(g.programs) for b, g in zip(blocks, groups, strict=True)]
     layouts = {tuple(tuple(n != 1 for n in t.shape[1:]) for t in ts) for ts in terms}
     if len(layouts) == 1:
-        arrays = [
-            combine([(r, ts[i]) for r, ts in zip(rows, terms, strict=True)], m.num_active) for i in range(len(terms[0]))
-        ]
+        arrays = [_merge_terms([ts[i] for ts in terms], rows, m.num_active) for i in range(len(terms[0]))]
     else:
         whole = [b.data(g.programs) for b, g in zip(blocks, groups, strict=True)]
         arrays = [combine(list(zip(rows, whole, strict=True)), m.num_active)]
@@ -109,6 +117,14 @@ def _merge_blocks(m: Machine, name: str, values: list[Any], groups: list[Group],
     result = Block(arrays, dtype, blocks[0].shape, m.active)
     result.temporary = False
     return result
+
+
+def _merge_terms(parts: list[Array], rows: list[np.ndarray], num_programs: int) -> Array:
+    """One term of all groups; a term that is the same in every program stays a single row."""
+    first = parts[0]
+    if isinstance(first, np.ndarray) and all(p.shape[0] == 1 and np.array_equal(p, first) for p in parts):
+        return first
+    return combine(list(zip(rows, parts, strict=True)), num_programs)
 
 
 class Leaving:

@@ -105,6 +105,11 @@ class Expressions:
     def __init__(self, machine: Machine) -> None:
         self.m = machine
         self.frame: Frame
+        self._evaluators: dict[type, Callable[[Any], Any]] = {
+            getattr(ast, name.removeprefix("eval_")): getattr(self, name)
+            for name in dir(self)
+            if name.startswith("eval_")
+        }
 
     def call(self, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Call anything a kernel can call."""
@@ -120,7 +125,7 @@ class Expressions:
             self.eval_Call(node, discard=True)
             return None
         mark = m.temporary_bytes
-        handler = getattr(self, f"eval_{type(node).__name__}", None)
+        handler = self._evaluators.get(type(node))
         if handler is None:
             raise UnsupportedFeatureError(f"the expression {ast.unparse(node)!r}")
         value = handler(node)

@@ -31,6 +31,9 @@ class Interpreter(Expressions):
 
     def __init__(self, machine: Machine) -> None:
         super().__init__(machine)
+        self._executors: dict[type, Callable[[Any], None]] = {
+            getattr(ast, name.removeprefix("do_")): getattr(self, name) for name in dir(self) if name.startswith("do_")
+        }
         self.base = 0  # bytes held by the calls below the current one
         machine.call = lambda function, arguments: self.call(function, arguments, {})
 
@@ -65,9 +68,9 @@ class Interpreter(Expressions):
 
     def _enter(self, source: KernelSource, variables: Variables) -> Any:
         m, outer, entry = self.m, getattr(self, "frame", None), self.m.active
-        held, line = m.held_bytes, m.line
+        held, temporary, line = m.held_bytes, m.temporary_bytes, m.line
         self.frame = frame = Frame(source, variables)
-        self.base, saved_base = held + m.temporary_bytes, self.base
+        self.base, saved_base = held + temporary, self.base
         try:
             self.body(source.tree.body)
             if m.num_active:
@@ -80,7 +83,7 @@ class Interpreter(Expressions):
         except (TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError, RuntimeError) as error:
             raise SimulatorError(f"{type(error).__name__}: {error}").locate(source.place(m.line)) from error
         finally:
-            m.active, m.held_bytes, m.line = entry, held, line
+            m.active, m.held_bytes, m.temporary_bytes, m.line = entry, held, temporary, line
             self.base = saved_base
             if outer is not None:
                 self.frame = outer
@@ -105,7 +108,7 @@ class Interpreter(Expressions):
                 m.line_text = self.frame.source.place(m.line).source
             if m.counting:
                 self._note_held(self.frame.source.live.before.get(node, frozenset()))
-            handler = getattr(self, f"do_{type(node).__name__}", None)
+            handler = self._executors.get(type(node))
             if handler is None:
                 raise UnsupportedFeatureError(f"the statement {ast.unparse(node).splitlines()[0]!r}")
             handler(node)
@@ -116,9 +119,11 @@ class Interpreter(Expressions):
         seen: dict[int, int] = {}
         for name in names:
             value = variables.get(name)
-            for v in value if isinstance(value, tuple) else (value,):
-                if isinstance(v, Block) and id(v) not in lent:
-                    seen[id(v)] = v.block_bytes
+            if value.__class__ is Block:
+                if id(value) not in lent:
+                    seen[id(value)] = value.block_bytes
+            elif isinstance(value, tuple):
+                seen |= {id(v): v.block_bytes for v in value if isinstance(v, Block) and id(v) not in lent}
         self.m.held_bytes = self.base + sum(seen.values())
         self.m.temporary_bytes = 0
 

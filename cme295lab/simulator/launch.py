@@ -1,13 +1,13 @@
 """One launch: bind the arguments, cut the grid into batches, run them.
 
 A batch is as many programs as fit a budget of elements for the largest block, so memory stays bounded and the working
-set near the caches. The largest block is not known before the kernel has run; so the first batch is a single program.
+set near the caches. The largest block is not known before the kernel has run; so the first batch of its first launch
+is a single program.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -77,7 +77,7 @@ def launch(kernel: Any, grid: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     machine.counters = outcome.counters
     arguments = {n: v if n in constant_names else _argument(n, v, machine, outcome.storages) for n, v in bound.items()}
     with torch.no_grad():
-        _run_batches(function, arguments, machine, settings, one_by_one=_needs_order(source))
+        _run_batches(source, arguments, machine, settings, tuple((n, str(v)) for n, v in outcome.constants.items()))
     outcome.seconds = time.perf_counter() - started
     return outcome
 
@@ -138,18 +138,27 @@ def _needs_order(source: KernelSource) -> bool:
 
 
 def _run_batches(
-    function: Callable[..., Any], arguments: dict[str, Any], machine: Machine, settings: Settings, *, one_by_one: bool
+    source: KernelSource,
+    arguments: dict[str, Any],
+    machine: Machine,
+    settings: Settings,
+    constants: tuple[tuple[str, str], ...],
 ) -> None:
     total = machine.grid[0] * machine.grid[1] * machine.grid[2]
-    first, size = 0, 1
+    one_by_one = _needs_order(source)
+    machine.largest_block = source.largest_blocks.get(constants, settings.element_budget)
+    first = 0
     interpreter = Interpreter(machine)
     while first < total:
+        size = 1 if one_by_one else max(1, settings.element_budget // machine.largest_block)
         last = min(total, first + size)
+        if first == 0:
+            machine.largest_block = 1
         machine.begin_batch(first, last)
-        interpreter.run(function, {n: _moved(v, machine) for n, v in arguments.items()})
+        interpreter.run(source.function, {n: _moved(v, machine) for n, v in arguments.items()})
         first = last
-        if not one_by_one:
-            size = max(1, settings.element_budget // machine.largest_block)
+    if total:
+        source.largest_blocks[constants] = machine.largest_block
 
 
 def _moved(value: Any, machine: Machine) -> Any:

@@ -38,6 +38,9 @@ class KernelSource:
         self.globals = function.__globals__
         self.closure = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
         self.live = Liveness(node)
+        self.largest_blocks: dict[
+            tuple[tuple[str, str], ...], int
+        ] = {}  # by values of the constants, from earlier launches
 
     def line_number(self, node: ast.AST) -> int:
         """Line of a node in its file."""

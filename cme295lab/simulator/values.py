@@ -30,10 +30,20 @@ class Block:
     """A scalar (shape ()) or block of values, one row per program.
 
     `temporary` says that no variable holds this value, so an operation may overwrite it; `is_view` that it shares
-    memory with another.
+    memory with another; `block_bytes` is what one program needs to hold it (0 for scalars, pointers and views).
     """
 
-    __slots__ = ("dtype", "shape", "programs", "arrays", "temporary", "is_view", "_narrowed")
+    __slots__ = (
+        "dtype",
+        "shape",
+        "programs",
+        "arrays",
+        "temporary",
+        "is_view",
+        "num_elements",
+        "block_bytes",
+        "_narrowed",
+    )
 
     def __init__(
         self, arrays: list[Array], dtype: DType, shape: tuple[int, ...], programs: ProgramSet, *, is_view: bool = False
@@ -44,16 +54,9 @@ class Block:
         self.programs = programs
         self.temporary = not is_view
         self.is_view = is_view
+        self.num_elements = math.prod(shape)
+        self.block_bytes = 0 if is_view or not shape else self.num_elements * dtype.itemsize
         self._narrowed: dict[ProgramSet, list[Array]] | None = None
-
-    @property
-    def num_elements(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def block_bytes(self) -> int:
-        """Bytes one program needs to hold this value; 0 for scalars, pointers and views of another value."""
-        return 0 if self.is_view or not self.shape else self.num_elements * self.dtype.itemsize
 
     def terms(self, active: ProgramSet) -> list[Array]:
         """The arrays whose sum is the value, for the programs `active`."""
@@ -133,15 +136,12 @@ class Pointer(Block):
         is_view: bool = False,
     ) -> None:
         super().__init__(arrays, dtype, shape, programs, is_view=is_view)
+        self.block_bytes = 0
         self.storage = storage
 
     @property
     def pointer_type(self) -> PointerType:
         return PointerType(self.dtype)
-
-    @property
-    def block_bytes(self) -> int:
-        return 0
 
     def data(self, active: ProgramSet) -> Array:
         return sum_terms(self.terms(active))
