@@ -42,6 +42,7 @@ class Device:
         num_sms: streaming multiprocessors.
         sram_bytes_per_sm: L1 cache and shared memory of an SM, one array of SRAM.
         max_shared_bytes_per_block: the shared memory that one thread block may allocate.
+        memory_kind: technology of the main memory, such as "HBM2e".
         register_bytes_per_sm: register file of an SM.
         tensor_memory_bytes_per_sm: memory of an SM that only its tensor cores use (Blackwell).
         peak_flops_per_s: dense peak by number format: "fp64" and "fp32" on the ordinary cores; "fp64_tensor", "tf32",
@@ -69,6 +70,7 @@ class Device:
     link_bytes_per_s: float
     compute_capability: int
     source: str
+    memory_kind: str = "HBM"
     register_bytes_per_sm: int = 256 * KiB
     tensor_memory_bytes_per_sm: int = 0
     l2_bandwidth_bytes_per_s: float | None = None
@@ -122,7 +124,7 @@ class Device:
         memory, rate = format_bytes(self.memory_bytes, binary=True), format_rate(self.bandwidth_bytes_per_s, "B/s")
         sram, block = (format_bytes(n, binary=True) for n in (self.sram_bytes_per_sm, self.max_shared_bytes_per_block))
         rows = [
-            ("memory", f"{memory} at {rate}"),
+            ("memory", f"{memory} {self.memory_kind} at {rate}"),
             ("L2 cache", format_bytes(self.l2_bytes, binary=True)),
             ("SMs", f"{self.num_sms} (sm_{self.compute_capability})"),
             ("SRAM per SM", f"{sram}, at most {block} a block"),
@@ -204,8 +206,9 @@ _HOPPER_SXM: dict[str, Any] = _HOPPER | {
     "peak_flops_per_s": _tera(fp64=33.5, fp64_tensor=66.9, fp32=66.9, tf32=494.7, fp16=989.4, bf16=989.4, fp8=1978.9),
 }  # fmt: skip
 _V100: dict[str, Any] = {
-    "bandwidth_bytes_per_s": 900e9, "l2_bytes": 6 * MiB, "num_sms": 80, "sram_bytes_per_sm": 128 * KiB,
-    "max_shared_bytes_per_block": 96 * KiB, "peak_flops_per_s": _tera(fp64=7.8, fp32=15.7, fp16=125),
+    "memory_kind": "HBM2", "bandwidth_bytes_per_s": 900e9, "l2_bytes": 6 * MiB, "num_sms": 80,
+    "sram_bytes_per_sm": 128 * KiB, "max_shared_bytes_per_block": 96 * KiB,
+    "peak_flops_per_s": _tera(fp64=7.8, fp32=15.7, fp16=125),
     "link_bytes_per_s": 300e9, "compute_capability": 70, "l2_bandwidth_bytes_per_s": 2048 * 1.53e9,
     "sram_bandwidth_bytes_per_s": 80 * 128 * 1.53e9,
     "source": "NVIDIA Tesla V100 GPU Architecture, 2017, and V100 data sheet.",
@@ -220,33 +223,37 @@ _SECONDARY = "L2 size and fp64 peak are from secondary sources. The link is PCIe
 _TABLE = (
     Device(name="V100-16GB-SXM2", memory_bytes=16 * GiB, **_V100),
     Device(name="V100-32GB-SXM2", memory_bytes=32 * GiB, **_V100),
-    Device(name="A100-40GB-SXM", memory_bytes=40 * GiB, bandwidth_bytes_per_s=1555e9, **_A100),
-    Device(name="A100-80GB-SXM", memory_bytes=80 * GiB, bandwidth_bytes_per_s=2039e9, **_A100),
-    Device(name="A100-80GB-PCIe", memory_bytes=80 * GiB, bandwidth_bytes_per_s=1935e9, remark=_BRIDGE, **_A100),
-    Device(name="H100-SXM5", memory_bytes=80 * GiB, bandwidth_bytes_per_s=3350e9, **_HOPPER_SXM,
+    Device(name="A100-40GB-SXM", memory_bytes=40 * GiB, memory_kind="HBM2", bandwidth_bytes_per_s=1555e9, **_A100),
+    Device(name="A100-80GB-SXM", memory_bytes=80 * GiB, memory_kind="HBM2e", bandwidth_bytes_per_s=2039e9, **_A100),
+    Device(name="A100-80GB-PCIe", memory_bytes=80 * GiB, memory_kind="HBM2e", bandwidth_bytes_per_s=1935e9,
+           remark=_BRIDGE, **_A100),
+    Device(name="H100-SXM5", memory_bytes=80 * GiB, memory_kind="HBM3", bandwidth_bytes_per_s=3350e9, **_HOPPER_SXM,
            source="NVIDIA H100 Tensor Core GPU Architecture, 2022."),
-    Device(name="H100-PCIe", memory_bytes=80 * GiB, bandwidth_bytes_per_s=2000e9, num_sms=114, **_HOPPER,
+    Device(name="H100-PCIe", memory_bytes=80 * GiB, memory_kind="HBM2e", bandwidth_bytes_per_s=2000e9,
+           num_sms=114, **_HOPPER,
            peak_flops_per_s=_tera(fp64=25.6, fp64_tensor=51.2, fp32=51.2, tf32=378, fp16=756, bf16=756, fp8=1513),
            link_bytes_per_s=600e9, sram_bandwidth_bytes_per_s=114 * 128 * 1.62e9, remark=_BRIDGE,
            source="NVIDIA H100 Tensor Core GPU Architecture, 2022."),
-    Device(name="H200-SXM", memory_bytes=141 * GiB, bandwidth_bytes_per_s=4800e9, **_HOPPER_SXM,
+    Device(name="H200-SXM", memory_bytes=141 * GiB, memory_kind="HBM3e", bandwidth_bytes_per_s=4800e9, **_HOPPER_SXM,
            source="NVIDIA H200 data sheet."),
-    Device(name="B200", memory_bytes=180 * GiB, bandwidth_bytes_per_s=8000e9, l2_bytes=126 * MiB, num_sms=148,
+    Device(name="B200", memory_bytes=180 * GiB, memory_kind="HBM3e", bandwidth_bytes_per_s=8000e9,
+           l2_bytes=126 * MiB, num_sms=148,
            sram_bytes_per_sm=256 * KiB, max_shared_bytes_per_block=227 * KiB, tensor_memory_bytes_per_sm=256 * KiB,
            peak_flops_per_s=_tera(fp64=37, fp64_tensor=37, fp32=75, tf32=1125, fp16=2250, bf16=2250, fp8=4500),
            link_bytes_per_s=1800e9, compute_capability=100, confidence="likely",
            source="NVIDIA Blackwell data sheets.",
            remark="Of 192 GB fitted 180 are usable. Sources differ on bandwidth (7.7 to 8 TB/s), bf16 (2.25 or "
                   "2.5 PFLOP/s), tf32, fp32 and fp64."),
-    Device(name="L4", bandwidth_bytes_per_s=300e9, l2_bytes=48 * MiB, num_sms=58, **_ADA,
+    Device(name="L4", memory_kind="GDDR6", bandwidth_bytes_per_s=300e9, l2_bytes=48 * MiB, num_sms=58, **_ADA,
            peak_flops_per_s=_tera(fp64=0.47, fp32=30.3, tf32=60, fp16=121, bf16=121, fp8=242),
            sram_bandwidth_bytes_per_s=58 * 128 * 2.04e9, source="NVIDIA L4 data sheet.", remark=_SECONDARY),
-    Device(name="T4", memory_bytes=16 * GiB, bandwidth_bytes_per_s=320e9, l2_bytes=4 * MiB, num_sms=40,
+    Device(name="T4", memory_bytes=16 * GiB, memory_kind="GDDR6", bandwidth_bytes_per_s=320e9,
+           l2_bytes=4 * MiB, num_sms=40,
            sram_bytes_per_sm=96 * KiB, max_shared_bytes_per_block=64 * KiB, link_bytes_per_s=32e9,
            peak_flops_per_s=_tera(fp64=0.25, fp32=8.1, fp16=65), compute_capability=75, confidence="likely",
            sram_bandwidth_bytes_per_s=40 * 64 * 1.59e9, remark="No bf16. " + _SECONDARY,
            source="NVIDIA Turing GPU Architecture, 2018, and T4 data sheet."),
-    Device(name="RTX-4090", bandwidth_bytes_per_s=1008e9, l2_bytes=72 * MiB, num_sms=128, **_ADA,
+    Device(name="RTX-4090", memory_kind="GDDR6X", bandwidth_bytes_per_s=1008e9, l2_bytes=72 * MiB, num_sms=128, **_ADA,
            peak_flops_per_s=_tera(fp64=1.29, fp32=82.6, tf32=82.6, fp16=165.2, bf16=165.2, fp8=330.3),
            sram_bandwidth_bytes_per_s=128 * 128 * 2.52e9, source="NVIDIA Ada GPU Architecture, 2022.",
            remark="Twice as fast in fp16 and fp8 with fp16 accumulation. " + _SECONDARY),
@@ -319,6 +326,7 @@ def _from_properties(properties: Any) -> Device:
     return Device(
         name=properties.name,
         memory_bytes=properties.total_memory,
+        memory_kind="memory",
         bandwidth_bytes_per_s=2 * properties.memory_clock_rate * 1e3 * properties.memory_bus_width / 8,
         l2_bytes=properties.L2_cache_size,
         num_sms=properties.multi_processor_count,

@@ -195,7 +195,7 @@ def test_device_travels_to_another_process_and_hashes() -> None:
 
 def test_device_draws_itself_without_style_or_script_tags() -> None:
     card = dataclasses.replace(get_device("B200"), remark="a <b> & c")._repr_html_()
-    for text in ("B200", "180 GiB at 8 TB/s", "likely", "1.8 TB/s", "2.25 PFLOP/s", "a &lt;b&gt; &amp; c"):
+    for text in ("B200", "180 GiB HBM3e at 8 TB/s", "likely", "1.8 TB/s", "2.25 PFLOP/s", "a &lt;b&gt; &amp; c"):
         assert text in card
     assert "<style" not in card
     assert "<script" not in card

@@ -118,7 +118,8 @@ def _draw_text(
     axes.set(xlim=(0, 1), ylim=(0, 1))
     axes.text(0, 0.97, title, fontsize=10, color="#444444")
     axes.text(0, 0.88, caption, fontsize=12, fontweight="bold")
-    source = step.source if len(step.source) <= 64 else step.source[:61] + "..."
+    code = step.source.split("  #")[0]
+    source = code if len(code) <= 64 else code[:61] + "..."
     axes.text(0, 0.79, f"line {step.line}   {source}", fontsize=7.5, family="monospace",
               bbox={"facecolor": "#F2F3F5", "edgecolor": "none", "pad": 4})  # fmt: skip
     table = axes.table(

@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any, Protocol
 
+import numpy as np
+
 RowRange = tuple[int, int]  # first row, and one past the last
 
 
@@ -158,6 +160,7 @@ class _State:
     query_tiles: dict[str, int] = field(default_factory=dict)
     key_tiles: dict[str, int] = field(default_factory=dict)
     stored: tuple[str, ...] = ()
+    values: dict[str, tuple[int, Any]] = field(default_factory=dict)  # line and value of the last assignment
     read_bytes: int = 0
     written_bytes: int = 0
     softmax: dict[str, tuple[float, ...]] = field(default_factory=dict)
@@ -177,6 +180,8 @@ def _walk_program(
     state, steps = _State(), []
     visited: list[RowRange] = []
     for step in recorded:
+        if _hands_back(state, step):
+            continue
         rows = _rows(launch, step)
         if step.kind == "load" and step.name == "k" and rows is not None:
             state.key_rows, state.key_tiles = rows, {}
@@ -214,9 +219,18 @@ def _advance(state: _State, step: RecordedStep, names: WatchedNames, samples: Se
     if step.kind == "load":
         tiles = state.query_tiles if state.key_rows is None else state.key_tiles
         tiles[step.name] = step.num_bytes
+    if step.kind == "assign":
+        state.values[step.name] = (step.line, step.value)
     if step.kind == "assign" and step.name in tuple(names):
         unit = math.log(2) if names.base_two and step.name == names.row_max else 1.0
         state.softmax[step.name] = tuple(float(step.value[row]) * unit for row in samples)
+
+
+def _hands_back(state: _State, step: RecordedStep) -> bool:
+    """Whether a step only gives a variable the value it has, as when a helper function returns what it has updated."""
+    line, value = state.values.get(step.name, (step.line, None))
+    others = [at for name, (at, _) in state.values.items() if name != step.name]
+    return step.kind == "assign" and line != step.line and step.line in others and np.array_equal(value, step.value)
 
 
 def _step(state: _State, step: RecordedStep, names: WatchedNames, rows: RowRange | None) -> WalkStep:
