@@ -15,13 +15,14 @@ import jaxtyping
 import pytest
 
 import cme295lab
+import tests.typecheck  # the import hook finds it by name, as an attribute of `tests`
 from cme295lab.course import browser
 
 UNCHECKED_ROOMS = {"kernels", "simulator", "widgets", "cli", "course", "__main__"}
 CHECKED_ROOMS = [f"cme295lab.{m.name}" for m in iter_modules(cme295lab.__path__) if m.name not in UNCHECKED_ROOMS]
 
 pytest_plugins = ["tests.browser.fixtures"]
-_shape_checks = jaxtyping.install_import_hook(CHECKED_ROOMS, "beartype.beartype")
+_shape_checks = jaxtyping.install_import_hook(CHECKED_ROOMS, f"{tests.typecheck.__name__}.checked")
 _left_out = pytest.StashKey[list[str]]()
 
 
