@@ -68,6 +68,7 @@ _COMPARE_INT = {
     "==": np.equal,
     "!=": np.not_equal,
 }
+_WORTH_REUSING = 1024  # elements; below that, allocating is cheaper than deciding
 _BITWISE = frozenset(["&", "|", "^", "<<", ">>"])
 
 
@@ -136,11 +137,29 @@ def _as_block(m: Machine, x: Operand, dtype: DType) -> Block:
     return x if isinstance(x, Block) else scalar(x, m.active, dtype)
 
 
-def _overwritable(x: Operand, dtype: DType, m: Machine, size: Sequence[int]) -> torch.Tensor | None:
-    if isinstance(x, Block) and x.temporary and x.dtype == dtype and x.programs is m.active:
+def _in_place(
+    m: Machine, operands: tuple[Operand, ...], dtype: DType, shape: tuple[int, ...], size: Sequence[int]
+) -> torch.Tensor | None:
+    """Memory of an operand that the result may overwrite, as a register would be; None if there is none.
+
+    The on-chip count goes by the expression alone: a temporary of the result's type and shape makes room for it.
+    """
+    blocks = [x for x in operands if isinstance(x, Block) and x.dtype == dtype]
+    for x in blocks:
+        if x.temporary and x.shape == shape:
+            m.temporary_bytes -= x.block_bytes
+            break
+    if _size(shape) < _WORTH_REUSING:
+        return None
+    for x in blocks:
         array = x.arrays[0]
-        if isinstance(array, torch.Tensor) and tuple(array.shape) == tuple(size):
-            return array
+        if (
+            (x.temporary or x.expiring)
+            and not x.exposed
+            and x.programs is m.active
+            and tuple(array.shape) == tuple(size)
+        ):
+            return as_torch(array)
     return None
 
 
@@ -154,17 +173,12 @@ def _float_binary(m: Machine, op: str, a: Operand, b: Operand, dtype: DType, sha
         if op == "*" or op == "+":
             x, y, a, b = y, x, b, a
         else:
-            x = torch.tensor(x, dtype=dtype.torch)
+            x = torch.full((1,) * (rank + 1), x, dtype=dtype.torch)
     if not isinstance(y, torch.Tensor) and op in ("min", "max", "minnan", "maxnan", "%"):
-        y = torch.tensor(y, dtype=dtype.torch)
-    if _size(shape) >= 1024:
-        size = broadcast_sizes(x.shape, y.shape) if isinstance(y, torch.Tensor) else tuple(x.shape)
-        for operand in (a, b):
-            out = _overwritable(operand, dtype, m, size)
-            if out is not None and isinstance(operand, Block):
-                m.temporary_bytes -= operand.block_bytes
-                return result(m, function(x, y, out=out), dtype, shape)
-    return result(m, function(x, y), dtype, shape)
+        y = torch.full((1,) * (rank + 1), y, dtype=dtype.torch)
+    size = broadcast_sizes(x.shape, y.shape) if isinstance(y, torch.Tensor) else tuple(x.shape)
+    out = _in_place(m, (a, b), dtype, shape, size)
+    return result(m, function(x, y) if out is None else function(x, y, out=out), dtype, shape)
 
 
 def _size(shape: tuple[int, ...]) -> int:
@@ -310,11 +324,9 @@ def where(m: Machine, condition: Operand, a: Operand, b: Operand) -> Operand:
     if not isinstance(b, Block) and isinstance(a, Block):
         data = as_torch(lifted(a.data(m.active), rank))
         size = broadcast_sizes(data.shape, mask.shape)
-        out = _overwritable(a, dtype, m, size)
-        if out is not None:
-            m.temporary_bytes -= a.block_bytes
-            return result(m, out.masked_fill_(~mask, b), dtype, shape)
-        return result(m, data.expand(size).masked_fill(~mask, b), dtype, shape)
+        out = _in_place(m, (a,), dtype, shape, size)
+        filled = data.expand(size).masked_fill(~mask, b) if out is None else out.masked_fill_(~mask, b)
+        return result(m, filled, dtype, shape)
     x, y = (as_torch(lifted(_as_block(m, v, dtype).data(m.active), rank)) for v in (a, b))
     return result(m, torch.where(mask, x, y), dtype, shape)
 
@@ -328,8 +340,5 @@ def unary(
         raise KernelTypeError(f"{name} needs fp32 or fp64, got {block.dtype}: convert with .to(tl.float32)")
     m.count_float_ops(block.num_elements, transcendental=transcendental)
     data = as_torch(block.data(m.active))
-    out = _overwritable(block, block.dtype, m, data.shape) if block.num_elements >= 1024 else None
-    if out is not None:
-        m.temporary_bytes -= block.block_bytes
-        return result(m, function(data, out=out), block.dtype, block.shape)
-    return result(m, function(data), block.dtype, block.shape)
+    out = _in_place(m, (block,), block.dtype, block.shape, data.shape)
+    return result(m, function(data) if out is None else function(data, out=out), block.dtype, block.shape)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import builtins
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -44,6 +45,7 @@ OPERATORS: dict[type[ast.AST], str] = {
     ast.Eq: "==",
     ast.NotEq: "!=",
 }
+_SOLE_REFERENCE = 2  # the local variable and getrefcount's own argument
 _PYTHON_FUNCTIONS = frozenset(
     [
         "range",
@@ -96,7 +98,8 @@ class Frame:
         self.source = source
         self.variables = variables
         self.returned: list[tuple[ProgramSet, Any]] = []
-        self.lent = {id(v) for v in variables.values() if isinstance(v, Block)}
+        self.lent = set(variables)  # parameters not assigned to yet: the caller counts their bytes
+        self.last_reads: frozenset[str] = frozenset()  # of the statement that runs
 
 
 class Expressions:
@@ -164,6 +167,9 @@ class Expressions:
             value = variables[name]
             if isinstance(value, Differs):
                 raise value.error()
+            if name in self.frame.last_reads and value.__class__ is Block:
+                del variables[name]
+                value.expiring = sys.getrefcount(value) == _SOLE_REFERENCE
             return value
         source = self.frame.source
         if name in source.closure:
@@ -331,7 +337,7 @@ def _method(name: str, owner: Any) -> Builtin:
 def keep(value: Any) -> None:
     """A variable holds this value from now on: operations must not overwrite it."""
     if isinstance(value, Block):
-        value.temporary = False
+        value.temporary = value.expiring = False
     elif isinstance(value, tuple):
         for v in value:
             keep(v)

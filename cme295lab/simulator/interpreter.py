@@ -55,9 +55,13 @@ class Interpreter(Expressions):
             except TypeError as error:
                 raise KernelTypeError(f"{source.name}: {error}") from None
             bound.apply_defaults()
-            for value in bound.arguments.values():
+            variables = {n: self._resolve(v) for n, v in bound.arguments.items()}
+            for value in variables.values():
                 keep(value)
-            return self._enter(source, {n: self._resolve(v) for n, v in bound.arguments.items()})
+            args.clear()  # the variables are now the only holders of values that the caller has finished with
+            kwargs.clear()
+            del bound, value
+            return self._enter(source, variables)
         if not callable(function):
             raise KernelTypeError(f"{function!r} cannot be called in a kernel")
         if any(isinstance(a, Block) for a in (*args, *kwargs.values())):
@@ -108,6 +112,7 @@ class Interpreter(Expressions):
                 m.line_text = self.frame.source.place(m.line).source
             if m.counting:
                 self._note_held(self.frame.source.live.before.get(node, frozenset()))
+            self.frame.last_reads = self.frame.source.live.last_reads(node)
             handler = self._executors.get(type(node))
             if handler is None:
                 raise UnsupportedFeatureError(f"the statement {ast.unparse(node).splitlines()[0]!r}")
@@ -120,10 +125,10 @@ class Interpreter(Expressions):
         for name in names:
             value = variables.get(name)
             if value.__class__ is Block:
-                if id(value) not in lent:
+                if name not in lent:
                     seen[id(value)] = value.block_bytes
-            elif isinstance(value, tuple):
-                seen |= {id(v): v.block_bytes for v in value if isinstance(v, Block) and id(v) not in lent}
+            elif isinstance(value, tuple) and name not in lent:
+                seen |= {id(v): v.block_bytes for v in value if isinstance(v, Block)}
         self.m.held_bytes = self.base + sum(seen.values())
         self.m.temporary_bytes = 0
 
@@ -159,6 +164,7 @@ class Interpreter(Expressions):
         if isinstance(target, ast.Name):
             keep(value)
             self.frame.variables[target.id] = value
+            self.frame.lent.discard(target.id)
             if target.id in self.m.watch and isinstance(value, Block):
                 values = as_numpy(value.full(self.m.active)).copy()
                 self.m.counters.events.append(

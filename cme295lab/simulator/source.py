@@ -70,9 +70,20 @@ class Liveness:
     """For each statement: the names that may be read at or after it (`before`), and after it (`after`)."""
 
     def __init__(self, function: ast.FunctionDef) -> None:
+        self._last_reads: dict[ast.stmt, frozenset[str]] = {}
         self.before: dict[ast.stmt, frozenset[str]] = {}
         self.after: dict[ast.stmt, frozenset[str]] = {}
         self._body(function.body, frozenset())
+
+    def last_reads(self, node: ast.stmt) -> frozenset[str]:
+        """Names that a simple statement reads exactly once, and nobody after it."""
+        found = self._last_reads.get(node)
+        if found is None:
+            reads = [n.id for n in ast.walk(node) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Load)]
+            simple = isinstance(node, ast.Assign | ast.Expr | ast.Return)
+            once = {name for name in reads if reads.count(name) == 1} if simple else set()
+            found = self._last_reads[node] = frozenset(once) - (self.after[node] - _writes([node]))
+        return found
 
     def _body(self, body: list[ast.stmt], live: frozenset[str]) -> frozenset[str]:
         for statement in reversed(body):

@@ -29,8 +29,9 @@ _MAX_REMEMBERED = 2
 class Block:
     """A scalar (shape ()) or block of values, one row per program.
 
-    `temporary` says that no variable holds this value, so an operation may overwrite it; `is_view` that it shares
-    memory with another; `block_bytes` is what one program needs to hold it (0 for scalars, pointers and views).
+    An operation may overwrite a value that nobody needs any more: one that no variable has held (`temporary`), or one
+    whose variable is read for the last time (`expiring`) — unless another value shares its memory (`exposed`).
+    `block_bytes` is what one program needs to hold the value: 0 for scalars, pointers and views of another value.
     """
 
     __slots__ = (
@@ -39,6 +40,8 @@ class Block:
         "programs",
         "arrays",
         "temporary",
+        "expiring",
+        "exposed",
         "is_view",
         "num_elements",
         "block_bytes",
@@ -53,6 +56,8 @@ class Block:
         self.shape = shape
         self.programs = programs
         self.temporary = not is_view
+        self.expiring = False
+        self.exposed = is_view
         self.is_view = is_view
         self.num_elements = math.prod(shape)
         self.block_bytes = 0 if is_view or not shape else self.num_elements * dtype.itemsize
@@ -103,7 +108,9 @@ class Block:
         arrays = [take(a, selector) for a in self.arrays]
         if copy:
             arrays = [a.clone() if isinstance(a, torch.Tensor) else a.copy() for a in arrays]
-        return self._with(arrays, self.shape, programs, is_view=self.is_view)
+        result = self._with(arrays, self.shape, programs, is_view=self.is_view)
+        result.exposed = not copy
+        return result
 
     def _with(self, arrays: list[Array], shape: tuple[int, ...], programs: ProgramSet, *, is_view: bool) -> Block:
         result = Block(arrays, self.dtype, shape, programs, is_view=is_view)
@@ -112,6 +119,7 @@ class Block:
 
     def viewed(self, arrays: list[Array], shape: tuple[int, ...], active: ProgramSet) -> Block:
         """The same elements in another shape, without moving data."""
+        self.exposed = True
         return self._with(arrays, shape, active, is_view=True)
 
     def bounds(self, active: ProgramSet) -> tuple[int, int]:

@@ -38,7 +38,9 @@ def dot(
         out = dtypes.int32
     left, right = (_wide(m, x, input_precision) for x in (input, other))
     m.counters.dot_flops += 2 * math.prod(shape) * input.shape[-1] * m.num_active
-    if acc is not None and acc.temporary and acc.dtype == out == dtypes.float32 and len(shape) == 2:
+    if acc is not None and acc.temporary and acc.dtype == out:
+        m.temporary_bytes -= acc.block_bytes  # the product is added to it where it stands
+    if acc is not None and acc.dtype == out == dtypes.float32 and len(shape) == 2:
         product = _accumulated(m, acc, left, right, shape)
         if product is not None:
             return result(m, product, out, shape)
@@ -106,11 +108,12 @@ def _accumulated(
 ) -> torch.Tensor | None:
     """Add the product to an accumulator that nobody else holds, in place."""
     held = acc.arrays[0]
-    if not isinstance(held, torch.Tensor) or acc.programs is not m.active or a.shape[0] != b.shape[0]:
+    if acc.exposed or not (acc.temporary or acc.expiring) or acc.programs is not m.active:
+        return None
+    if not isinstance(held, torch.Tensor) or a.shape[0] != b.shape[0]:
         return None
     if tuple(held.shape) != (a.shape[0], *shape) or not held.is_contiguous():
         return None
-    m.temporary_bytes -= acc.block_bytes
     return held.baddbmm_(a, b)
 
 
