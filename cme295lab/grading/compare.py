@@ -23,10 +23,7 @@ _ALLOWED_EPS = {torch.float64: 256.0, torch.float32: 64.0, torch.float16: 3.0, t
 # A hypothesis matches if this share of the elements does: the few rows that a mistake leaves undefined may differ.
 _SHARE_THAT_MATCHES = 0.97
 
-_ALL_NAN = (
-    "every value is NaN: exp overflowed because the running maximum is not subtracted, or inf - inf or 0 / 0 happened, or "
-    "nothing was written"
-)
+_ALL_NAN = "every value is NaN: exp overflowed, or inf - inf or 0 / 0 happened, or nothing was written"
 
 
 def allowed_error(dtype: torch.dtype, magnitude: float) -> float:
@@ -129,7 +126,7 @@ def diagnose(got: Tensor, expected: Tensor, hypotheses: Iterable[Hypothesis], al
     """
     best, cause = 0.0, ""
     got64, expected64 = got.detach().double(), expected.detach().double()
-    for hypothesis in [*_general_mistakes(got64, expected64), *hypotheses]:
+    for hypothesis in [*hypotheses, *_general_mistakes(expected64)]:
         share = _share_explained(got64, expected64, hypothesis.output().double(), allowed)
         if share >= _SHARE_THAT_MATCHES and share > best:
             best, cause = share, hypothesis.cause
@@ -155,7 +152,7 @@ def _agree(a: Tensor, b: Tensor, allowed: float) -> Tensor:
     return ((a - b).abs() <= allowed) | (a == b) | (a.isnan() & b.isnan())
 
 
-def _general_mistakes(got: Tensor, expected: Tensor) -> list[Hypothesis]:
+def _general_mistakes(expected: Tensor) -> list[Hypothesis]:
     """Mistakes that every exercise shares."""
     nan = torch.full_like(expected, torch.nan)
     return [
@@ -169,8 +166,8 @@ def _overflow(got: Tensor, expected: Tensor) -> str:
     if not broken:
         return ""
     return (
-        f"{broken} of {got.numel()} values are inf or NaN. exp overflows when the running maximum is not subtracted, and a "
-        "row that sees no key at all gives 0 / 0"
+        f"{broken} of {got.numel()} values are inf or NaN: exp overflows when the running maximum is not subtracted, and "
+        "a row that sees no key at all gives 0 / 0"
     )
 
 

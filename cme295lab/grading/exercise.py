@@ -65,7 +65,7 @@ class Exercise:
 def judge_all(properties: Iterable[Property], student: Any) -> tuple[Outcome, ...]:
     """Judge the student's code on every property, in order.
 
-    Code that was not attempted or that ran out of time is not run again: the rest is reported as not judged.
+    Code that ran out of time or used something forbidden is not run again: the rest is reported as not judged.
     """
     outcomes: list[Outcome] = []
     failed: set[str] = set()
@@ -77,7 +77,7 @@ def judge_all(properties: Iterable[Property], student: Any) -> tuple[Outcome, ..
             outcome = Outcome(property=item.name, kind=Kind.NOT_JUDGED, cause=reason)
         else:
             outcome = _judge(item, item.observe(student))
-            if outcome.kind in (Kind.NOT_ATTEMPTED, Kind.TIMED_OUT, Kind.NOT_ALLOWED):
+            if outcome.kind in (Kind.TIMED_OUT, Kind.NOT_ALLOWED):
                 stop = f"the code was not run again after: {outcome.kind}"
         if not outcome.passed:
             failed.add(item.name)

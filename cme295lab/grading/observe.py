@@ -164,6 +164,13 @@ def is_student(filename: str) -> bool:
     return not filename.startswith((*_NOT_STUDENT_CODE, "<frozen"))
 
 
+NOT_ATTEMPTED = StudentError(
+    Kind.NOT_ATTEMPTED,
+    "NotImplementedError",
+    "Replace the line `raise NotImplementedError()` by your code (and delete that line).",
+)
+
+
 def student_error(error: BaseException, time_limit_s: float = 0.0) -> StudentError:
     """Describe an exception by the student's own line.
 
@@ -175,8 +182,7 @@ def student_error(error: BaseException, time_limit_s: float = 0.0) -> StudentErr
     at = f" at {line}" if line else ""
     # PyTorch raises NotImplementedError too, for operators that a dtype lacks: that is a crash.
     if isinstance(error, NotImplementedError) and "NotImplementedError" in line:
-        cause = "Replace the line `raise NotImplementedError()` by your code (and delete that line)."
-        return StudentError(Kind.NOT_ATTEMPTED, f"NotImplementedError{at}", cause)
+        return NOT_ATTEMPTED
     if isinstance(error, TimeLimitReached):
         cause = "does every loop advance its index, and does it end?"
         return StudentError(Kind.TIMED_OUT, f"stopped after {time_limit_s:g} s{at}", cause)

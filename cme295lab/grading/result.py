@@ -103,9 +103,9 @@ class CheckResult:
         head = f"{self.exercise} · {self.title}: {self.kind}"
         if self.passed:
             return f"{head}. All {total} properties hold."
+        if self.kind is Kind.NOT_ATTEMPTED and not held:
+            return "\n".join([f"{head}.", f"  {self.failures[0].cause}", self._hint_line()])
         lines = [f"{head}. {held} of {total} properties hold, score {self.score:.0%}."]
-        if self.kind is Kind.NOT_ATTEMPTED:
-            return "\n".join([*lines, f"  {self.failures[0].cause}", self._hint_line()])
         lines += [f"  {'✓' if outcome.passed else '✗'} {_headline(outcome)}" for outcome in self.outcomes]
         first = self.failures[0]
         lines += ["", f"{first.kind.capitalize()}: {first.property}"]
@@ -192,7 +192,7 @@ def _html(result: CheckResult) -> str:
         f'<b style="color:{colour}">{"✓" if result.passed else "✗"} {escape(result.kind)}</b> '
         f"({held} of {len(result.outcomes)} properties, score {result.score:.0%})",
     ]
-    if result.kind is Kind.NOT_ATTEMPTED:
+    if result.kind is Kind.NOT_ATTEMPTED and not held:
         parts.append(f"<div>{escape(result.failures[0].cause)}</div>")
     else:
         parts.append('<ul style="list-style:none;padding-left:0;margin:4px 0">')

@@ -4,20 +4,28 @@ Read `reference` (the truth, and what known mistakes give), then `merge`, `tiled
 """
 
 from cme295lab.grading.exercise import Exercise
-from cme295lab.grading.flash_attention import merge, tiled
+from cme295lab.grading.flash_attention import kernel, merge, tiled
 from cme295lab.grading.flash_attention.hints import HINTS
 
-EXERCISES = {
-    exercise.id: exercise
-    for exercise in (
-        Exercise(
-            id="flash_attention/1",
-            title="Merge two softmax blocks",
-            hints=HINTS["flash_attention/1"],
-            check=merge.properties,
-        ),
-        Exercise(
-            id="flash_attention/2", title="Tiled attention", hints=HINTS["flash_attention/2"], check=tiled.properties
-        ),
-    )
-}
+_ALL = (
+    Exercise(
+        id="flash_attention/1",
+        title="Merge two softmax blocks",
+        hints=HINTS["flash_attention/1"],
+        check=merge.properties,
+    ),
+    Exercise(
+        id="flash_attention/2",
+        title="Tiled attention",
+        hints=HINTS["flash_attention/2"],
+        check=tiled.properties,
+    ),
+    Exercise(
+        id="flash_attention/3",
+        title="The inner loop of the kernel",
+        hints=HINTS["flash_attention/3"],
+        check=kernel.properties,
+        refuse=kernel.refuse,
+    ),
+)
+EXERCISES = {exercise.id: exercise for exercise in _ALL}

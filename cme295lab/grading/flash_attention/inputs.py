@@ -54,8 +54,19 @@ class Case:
         return ", ".join([*parts, self.note] if self.note else parts)
 
     def allowed_error(self) -> float:
-        """The absolute error in the output that rounding explains: an output is an average of rows of v."""
-        return allowed_error(self.q.dtype, float(self.v.abs().max())) if self.allowed is None else self.allowed
+        """The absolute error in the output that rounding explains.
+
+        An output is an average of rows of v, so errors are in units of the largest of them. A weight is exp of a score: in
+        float32, where the score itself is rounded, a large score s makes it inexact by |s| roundings. Half-precision
+        inputs are exact when they are multiplied, and their scores are float32.
+        """
+        if self.allowed is not None:
+            return self.allowed
+        usual = allowed_error(self.q.dtype, float(self.v.abs().max()))
+        if self.q.dtype != torch.float32:
+            return usual
+        scores = self.q @ self.k.transpose(-2, -1) / self.q.shape[-1] ** 0.5
+        return usual * (1 + float(scores.abs().max()) / 32)
 
     def judge_output(self, got: Any, kind: Kind = Kind.WRONG_VALUE) -> Outcome:
         """Judge the student's output.
@@ -70,8 +81,15 @@ class Case:
         expected = Expected(name="o", value=value, dtype=self.q.dtype, allowed=allowed, mistakes=mistakes, kind=kind)
         outcome = judge_tensor(got, expected)
         if outcome.kind is kind and not outcome.cause:
-            off = ~((got.double() - value).abs() <= allowed)
-            return replace(outcome, cause=self._where_off(off))
+            error = (got.double() - value).abs()
+            coarse = self._coarser_dtype(error)
+            if coarse:
+                cause = (
+                    f"the error is as large as rounding in {coarse}: something between the scores and the output is kept "
+                    f"in {coarse}, such as an accumulator. Accumulate in float32"
+                )
+                return replace(outcome, kind=Kind.NOT_EXACT, cause=cause)
+            return replace(outcome, cause=self._where_off(~(error <= allowed)))
         return outcome
 
     def judge_lse(self, got: Tensor) -> Outcome:
@@ -83,6 +101,14 @@ class Case:
         return judge_tensor(
             got, Expected(name="lse", value=value, dtype=torch.float32, allowed=allowed, mistakes=mistakes)
         )
+
+    def _coarser_dtype(self, error: Tensor) -> str:
+        """The half-precision dtype whose rounding the errors look like, if the input is not in it."""
+        for dtype in (torch.float16, torch.bfloat16):
+            rounding = allowed_error(dtype, float(self.v.abs().max()))
+            if dtype != self.q.dtype and self.q.dtype != torch.bfloat16 and bool((error <= rounding / 2).all()):
+                return str(dtype).removeprefix("torch.")
+        return ""
 
     def _where_off(self, off: Tensor) -> str:
         """A cause read from where the values are off, if the place tells something."""

@@ -133,6 +133,11 @@ MISTAKES: tuple[Mistake, ...] = (
     ),
 )
 
+_ALL_NAN = (
+    "every value is NaN: exp overflows when the running maximum is not subtracted; exp(m_new - m_old) is infinite at the "
+    "start, where the factor must be exp(m_old - m_new); and a row that sees no key gives 0 / 0"
+)
+
 
 def blockwise_attention(
     q: Float[Tensor, "*lead rows dim"],
@@ -203,6 +208,7 @@ def mistaken_outputs(q: Tensor, k: Tensor, v: Tensor, causal: bool, blocks: tupl
         yield Hypothesis(
             mistake.cause, lambda mistake=mistake: blockwise_attention(q, k, v, causal, blocks, mistake)[0]
         )
+    yield Hypothesis(_ALL_NAN, lambda: torch.full(q.shape, torch.nan))
 
 
 def mistaken_lse(q: Tensor, k: Tensor, v: Tensor, causal: bool, blocks: tuple[int, int]) -> Iterator[Hypothesis]:

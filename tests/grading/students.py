@@ -1,0 +1,67 @@
+"""Students for the tests: the solution's cells, as they stand in the instructor's notebook or with one change."""
+
+import functools
+import itertools
+import linecache
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jupytext
+import torch
+
+from cme295lab import simulator
+from cme295lab.grading.result import Kind
+
+SOLUTIONS = Path(__file__).parents[2] / "solutions" / "source"
+Change = tuple[str, str]
+_numbers = itertools.count(1)
+
+
+@functools.cache
+def cells(topic: str) -> dict[str, str]:
+    """The source of the nbgrader cells of a solution, by grade_id."""
+    notebook = jupytext.read(SOLUTIONS / f"{topic}.py", fmt="py:percent")
+    return {cell.metadata["nbgrader"]["grade_id"]: cell.source for cell in notebook.cells if "nbgrader" in cell.metadata}
+
+
+def written(topic: str, grade_id: str, *changes: Change) -> dict[str, Any]:
+    """Execute a solution cell, with changes, as a student's cell; its names."""
+    source = cells(topic)[grade_id]
+    for old, new in changes:
+        assert old in source, f"the solution no longer contains {old!r}: adapt this student"
+        source = source.replace(old, new)
+    filename = f"<student {next(_numbers)}>"
+    linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
+    names: dict[str, Any] = {"torch": torch, "math": math, "simulator": simulator, "__name__": "student"}
+    exec(compile(source, filename, "exec"), names)
+    return names
+
+
+@dataclass(frozen=True)
+class Student:
+    """A plausible answer: what it changes in the solution, and what the check must say about it.
+
+    Args:
+        name: what the student did.
+        changes: text of the solution and what stands there instead.
+        kind: how the check must call it.
+        says: words of the cause that must appear in the message.
+        at_most: the largest score it may get.
+    """
+
+    name: str
+    changes: tuple[Change, ...]
+    kind: Kind = Kind.PASSED
+    says: tuple[str, ...] = ()
+    at_most: float = 0.95
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def student(name: str, *changes: str, kind: Kind = Kind.PASSED, says: str | tuple[str, ...] = (), at_most: float = 0.95) -> Student:
+    """A student; changes are given as old, new, old, new, ..."""
+    says = (says,) if isinstance(says, str) else says
+    return Student(name, tuple(zip(changes[::2], changes[1::2], strict=True)), kind, says, at_most)
