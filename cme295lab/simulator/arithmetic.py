@@ -19,7 +19,7 @@ from cme295lab.simulator.casts import cast
 from cme295lab.simulator.dtypes import DType
 from cme295lab.simulator.errors import KernelTypeError
 from cme295lab.simulator.machine import Machine
-from cme295lab.simulator.values import Block, Pointer, add_terms, as_torch, scalar
+from cme295lab.simulator.values import Block, Pointer, add_terms, as_torch, scalar, sum_terms
 
 Number = bool | int | float
 Operand = Block | Number
@@ -229,22 +229,23 @@ def _pointer_arithmetic(m: Machine, op: str, a: Operand, b: Operand) -> Block:
     shape = common_shape(a, offset)
     rank = len(shape)
     terms = offset.terms(m.active)
-    _check_offset_overflow(offset, m)
+    if offset.may_wrap(m.active):
+        _refuse_overflow(offset, m)
+        terms = [offset.data(m.active)]
     wide: list[Array] = [np.asarray(lifted(t, rank)).astype(np.int64, copy=False) for t in terms]
     if op == "-":
         wide = [-t for t in wide]
     return Pointer(add_terms([lifted(t, rank) for t in a.terms(m.active)], wide), a.dtype, shape, m.active, a.storage)
 
 
-def _check_offset_overflow(offset: Block, m: Machine) -> None:
-    if offset.dtype.primitive_bitwidth != 32 or len(offset.arrays) == 1:
-        return
-    low, high = offset.bounds(m.active)
+def _refuse_overflow(offset: Block, m: Machine) -> None:
+    """A signed offset that leaves its type is a mistake; an unsigned one may be meant to wrap around."""
+    total = sum_terms([np.asarray(t).astype(np.int64) for t in offset.terms(m.active)])
     limits = np.iinfo(offset.dtype.numpy)
-    if low < limits.min or high > limits.max:
+    if offset.dtype.is_int_signed() and limits.bits < 64 and (total.min() < limits.min or total.max() > limits.max):
         raise KernelTypeError(
-            f"the offset can reach {high if high > limits.max else low}, more than {offset.dtype} holds: "
-            "on a GPU it would wrap around; widen one factor with .to(tl.int64)"
+            f"the offset can reach {total.max() if total.max() > limits.max else total.min()}, more than {offset.dtype} "
+            "holds: on a GPU it would wrap around; widen one factor with .to(tl.int64)"
         )
 
 
@@ -258,7 +259,7 @@ def _compare(m: Machine, op: str, a: Operand, b: Operand, dtype: DType, shape: t
             x = torch.tensor(x, dtype=dtype.torch)
         return result(m, _COMPARE_FLOAT[op](x, y).numpy(), dtypes.int1, shape)
     left, right = _as_block(m, a, dtype), _as_block(m, b, dtype)
-    if shape and op not in ("==", "!="):
+    if shape and op not in ("==", "!=") and not (left.may_wrap(m.active) or right.may_wrap(m.active)):
         known = _decided(_COMPARE_INT[op], left.bounds(m.active), right.bounds(m.active))
         if known is not None:
             return result(m, np.full((1,) * (rank + 1), known), dtypes.int1, shape)

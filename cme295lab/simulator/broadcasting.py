@@ -48,6 +48,12 @@ def result(m: Machine, array: Array, dtype: DType, shape: tuple[int, ...]) -> Bl
     return block
 
 
+def sharing(source: Block, block: Block) -> Block:
+    """A result that has memory in common with what it was made of: neither may be overwritten from now on."""
+    source.exposed = block.exposed = True
+    return block
+
+
 def lazy_sum(m: Machine, terms: list[Array], dtype: DType, shape: tuple[int, ...]) -> Block:
     """A new integer value that is left as a sum of terms."""
     block = Block(terms, dtype, shape, m.active)

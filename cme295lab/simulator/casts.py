@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from cme295lab.simulator.broadcasting import lazy_sum, result
+from cme295lab.simulator.broadcasting import lazy_sum, result, sharing
 from cme295lab.simulator.dtypes import DType
 from cme295lab.simulator.errors import KernelTypeError
 from cme295lab.simulator.machine import Machine
+from cme295lab.simulator.programs import Array
 from cme295lab.simulator.values import Block, Pointer, as_torch
 
 
@@ -22,7 +23,7 @@ def cast(m: Machine, x: Block, dtype: DType, *, rounding: str | None = None) -> 
     if not x.dtype.is_float and not dtype.is_float:
         if dtype.is_bool():
             return result(m, x.data(m.active) != 0, dtype, x.shape)
-        if len(x.arrays) > 1 and dtype.primitive_bitwidth == 64:
+        if len(x.arrays) > 1 and dtype.primitive_bitwidth == 64 and not x.may_wrap(m.active):
             return lazy_sum(m, [t.astype(dtype.numpy) for t in x.terms(m.active)], dtype, x.shape)  # type: ignore[union-attr]
         with np.errstate(all="ignore"):
             return result(m, x.data(m.active).astype(dtype.numpy), dtype, x.shape)  # type: ignore[union-attr]
@@ -67,10 +68,13 @@ def bitcast(m: Machine, x: Block, dtype: DType) -> Block:
     signed = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[dtype.itemsize]
     data = x.data(m.active)
     if isinstance(data, np.ndarray):
-        if not dtype.is_float:
-            return result(m, np.ascontiguousarray(data).view(dtype.numpy), dtype, x.shape)
-        integers = torch.from_numpy(np.ascontiguousarray(data).view(f"i{dtype.itemsize}"))
-        return result(m, integers.view(dtype.torch), dtype, x.shape)
-    if dtype.is_float:
-        return result(m, data.contiguous().view(dtype.torch), dtype, x.shape)
-    return result(m, data.contiguous().view(signed).numpy().view(dtype.numpy), dtype, x.shape)
+        integers = np.ascontiguousarray(data)
+        if dtype.is_float:
+            bits: Array = torch.from_numpy(integers.view(f"i{dtype.itemsize}")).view(dtype.torch)
+        else:
+            bits = integers.view(dtype.numpy)
+    elif dtype.is_float:
+        bits = data.contiguous().view(dtype.torch)
+    else:
+        bits = data.contiguous().view(signed).numpy().view(dtype.numpy)
+    return sharing(x, result(m, bits, dtype, x.shape))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
+import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from cme295lab.hardware import Device, get_device
 from cme295lab.simulator import frontend
 from cme295lab.simulator.errors import SimulatorError
 from cme295lab.simulator.source import kernel_source
+from cme295lab.units import format_bytes
 
 _POINTER_TYPES = {
     torch.float16: "fp16",
@@ -35,7 +37,7 @@ _POINTER_TYPES = {
 _ALIGNMENT = 16
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Compiled:
     """A kernel compiled for one GPU.
 
@@ -60,6 +62,18 @@ class Compiled:
     @property
     def fits(self) -> bool:
         return self.shared_bytes <= self.device.max_shared_bytes_per_block
+
+    def __str__(self) -> str:
+        shared, limit = (
+            format_bytes(n, binary=True) for n in (self.shared_bytes, self.device.max_shared_bytes_per_block)
+        )
+        return (
+            f"{self.kernel} on {self.device.name}: {self.registers} registers per thread, {self.spill_bytes} B spilled, "
+            f"{shared} of {limit} shared memory ({'fits' if self.fits else 'does not fit'}), {self.num_warps} warps, "
+            f"{'tensor cores' if self.uses_tensor_cores else 'no tensor cores'}"
+        )
+
+    __repr__ = __str__
 
     @property
     def uses_tensor_cores(self) -> bool:
@@ -94,14 +108,14 @@ def compile_kernel(
     bound.apply_defaults()
     signature, fixed, attributes = _signature(source.function, dict(bound.arguments))
     try:
-        binary = triton_compile(
-            ASTSource(kernel, signature, constexprs=fixed, attrs=attributes),
-            target=GPUTarget("cuda", target.compute_capability, 32),
-            options={"num_warps": num_warps, "num_stages": num_stages},
-        )
-    except (
-        Exception
-    ) as error:  # the compiler raises its own and MLIR's exceptions; all mean "this kernel cannot be compiled"
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="TRITON_DEFAULT_FP_FUSION")  # news of a coming default
+            binary = triton_compile(
+                ASTSource(kernel, signature, constexprs=fixed, attrs=attributes),
+                target=GPUTarget("cuda", target.compute_capability, 32),
+                options={"num_warps": num_warps, "num_stages": num_stages},
+            )
+    except Exception as error:  # Triton's and MLIR's own kinds; all mean that this kernel cannot be compiled
         raise SimulatorError(
             f"Triton cannot compile {source.name} for {target.name} (sm_{target.compute_capability}): {error}"
         ) from error

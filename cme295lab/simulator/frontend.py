@@ -10,10 +10,9 @@ The simulator has its own reading of the language (`language`, `interpreter`), s
 * `unwrap(x)` — the jit function inside autotuners and heuristics.
 
 A stand-in for systems without Triton (macOS, Windows) needs to provide these five, and a `triton` module that kernels
-can import. No
-private module of Triton is imported: of the classes used here, `JITFunction`, `Autotuner` and `Heuristics` are what
-    the public
-decorators return.
+can import. Of Triton's classes only the three that its public decorators return are touched (and the interpreter's
+twin of the first), and of those only `run`, `fn`, and what an autotuner knows of its configurations: the same in
+Triton 3.6 to 3.9.
 """
 
 from __future__ import annotations

@@ -279,7 +279,7 @@ class Interpreter(Expressions):
         for _ in range(_MAX_ITERATIONS):
             if not m.num_active:
                 break
-            m.line = frame.source.line_number(node)
+            m.line, frame.last_reads = frame.source.line_number(node), frozenset()
             truth = self.truth(self.eval(node.test))
             if truth is False:
                 break

@@ -122,6 +122,13 @@ class Block:
         self.exposed = True
         return self._with(arrays, shape, active, is_view=True)
 
+    def may_wrap(self, active: ProgramSet) -> bool:
+        """Whether the sum of the terms can leave the range of the type, so that the value is not the sum itself."""
+        if len(self.arrays) == 1:
+            return False
+        (low, high), limits = self.bounds(active), np.iinfo(self.dtype.numpy)
+        return low < limits.min or high > limits.max
+
     def bounds(self, active: ProgramSet) -> tuple[int, int]:
         """A lower and an upper bound of an integer value, from its terms (no sum is formed)."""
         arrays = self.terms(active)

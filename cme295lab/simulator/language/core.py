@@ -8,7 +8,7 @@ import numpy as np
 
 from cme295lab.simulator import access, arithmetic, atomics, casts, dtypes
 from cme295lab.simulator.arithmetic import Operand
-from cme295lab.simulator.broadcasting import lifted, result
+from cme295lab.simulator.broadcasting import lifted, result, sharing
 from cme295lab.simulator.dtypes import DType, PointerType
 from cme295lab.simulator.errors import KernelTypeError, SimulatorError, UnsupportedFeatureError
 from cme295lab.simulator.language.registry import native
@@ -61,8 +61,7 @@ def arange(m: Machine, start: object, end: object) -> Block:
 def full(m: Machine, shape: object, value: Operand, dtype: DType) -> Block:
     sizes = block_shape(shape, "tl.full") if shape not in ((), []) else ()
     one = casts.cast(m, value, dtype) if isinstance(value, Block) else scalar(value, m.active, dtype)
-    block = result(m, lifted(one.data(m.active), len(sizes)), dtype, sizes)
-    return block
+    return sharing(one, result(m, lifted(one.data(m.active), len(sizes)), dtype, sizes))
 
 
 @native("zeros")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cme295lab.simulator import arithmetic, dtypes
+from cme295lab.simulator import arithmetic, casts, dtypes
 from cme295lab.simulator.arithmetic import Operand, binary
 from cme295lab.simulator.broadcasting import common_shape, lifted, result
 from cme295lab.simulator.errors import KernelTypeError
@@ -96,7 +96,14 @@ def divide(m: Machine, x: Operand, y: Operand, ieee_rounding: bool = False) -> O
 
 @native("fma")
 def fma(m: Machine, x: Operand, y: Operand, z: Operand) -> Operand:
-    return binary(m, "+", binary(m, "*", x, y), z)
+    """x * y + z, rounded once: a product of two 32-bit floats is exact in 64 bits."""
+    x, y, _ = arithmetic.promoted(m, "*", x, y)
+    _, z, dtype = arithmetic.promoted(m, "+", x if isinstance(x, Block) else y, z)
+    if not dtype.is_float:
+        return binary(m, "+", binary(m, "*", x, y), z)
+    a, b, c = (casts.cast(m, v, dtypes.float64) if isinstance(v, Block) else v for v in (x, y, z))
+    exact = binary(m, "+", binary(m, "*", a, b), c)
+    return casts.cast(m, exact, dtype) if isinstance(exact, Block) else exact
 
 
 @native("umulhi")

@@ -76,6 +76,8 @@ def _rank(x: Block, axis: int | None) -> int | None:
 
 def _pairwise_sum(data: torch.Tensor, axis: int) -> torch.Tensor:
     """Sum in the type itself, rounding every partial sum, as a tree of 16-bit additions does on a GPU."""
+    if data.shape[axis] == 1:
+        return data.squeeze(axis).clone()
     while data.shape[axis] > 1:
         half = data.shape[axis] // 2
         data = data.narrow(axis, 0, half) + data.narrow(axis, half, half)
@@ -181,6 +183,8 @@ def reduce(m: Machine, input: Blocks, axis: int | None, combine_fn: Callable[...
         combined = m.call(combine_fn, [*even, *odd])
         blocks = [combined] if isinstance(combined, Block) else list(combined)
     ends = [_slice(m, b, at, slice(0, 1)).full(m.active) for b in blocks]
+    if shape[at] == 1:
+        ends = [e.clone() if isinstance(e, torch.Tensor) else e for e in ends]  # nothing was combined: these are views
     like = blocks[0].viewed([], shape, m.active)
     done = [
         _finish(m, e.squeeze(at + 1), b.dtype, like, at, keep_dims, rank) for e, b in zip(ends, blocks, strict=True)
@@ -199,6 +203,8 @@ def associative_scan(
     at = axis % len(blocks[0].shape)
     length = blocks[0].shape[at]
     whole = [_reversed(b.full(m.active), at, reverse) for b in blocks]
+    if length == 1:
+        whole = [w.clone() if isinstance(w, torch.Tensor) else w for w in whole]
     kinds = [b.dtype for b in blocks]
     step = 1
     while step < length:

@@ -10,7 +10,7 @@ import torch
 
 from cme295lab.simulator import arithmetic
 from cme295lab.simulator.arithmetic import Operand
-from cme295lab.simulator.broadcasting import common_shape, lifted, result
+from cme295lab.simulator.broadcasting import common_shape, lifted, result, sharing
 from cme295lab.simulator.errors import KernelTypeError
 from cme295lab.simulator.language.registry import native
 from cme295lab.simulator.machine import Machine
@@ -116,7 +116,7 @@ def split(m: Machine, a: Block) -> tuple[Block, Block]:
     if not a.shape or a.shape[-1] != 2:
         raise KernelTypeError(f"tl.split needs a last axis of size 2, got shape {a.shape}")
     full = a.full(m.active)
-    first, second = (result(m, full[..., i], a.dtype, a.shape[:-1]) for i in (0, 1))
+    first, second = (sharing(a, result(m, full[..., i], a.dtype, a.shape[:-1])) for i in (0, 1))
     return first, second
 
 

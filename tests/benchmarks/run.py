@@ -1,0 +1,97 @@
+"""`make bench`: the simulator against Triton's interpreter and against PyTorch, counting on and off; import time.
+
+Everything runs on one thread. Prints a table and writes build/benchmarks.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+
+from cme295lab import simulator
+from tests.benchmarks.timing import medians, seconds_of
+
+ROOT = Path(__file__).resolve().parents[2]
+REPEATS = 7
+
+
+def simulator_rows() -> list[dict[str, float | str]]:
+    """Per case: milliseconds in the simulator (plain and counting), the interpreter and PyTorch; ratios."""
+    from tests.benchmarks import cases
+
+    print("Triton's interpreter, one program at a time (about a minute):", file=sys.stderr)
+    interpreted = json.loads(_child("-m", "tests.benchmarks.interpreter", TRITON_INTERPRET="1"))
+    rows: list[dict[str, float | str]] = []
+    for case in cases.make_cases():
+
+        def counted(launch=case.launch) -> None:
+            with simulator.trace():
+                launch()
+
+        def plain(launch=case.launch) -> None:
+            with simulator.enabled():
+                launch()
+
+        peer = case.torch or (lambda: None)
+        ours, with_counts, torch_s = medians(plain, counted, peer, repeats=REPEATS)
+        rows.append(
+            {
+                "case": case.name,
+                "simulator ms": ours * 1e3,
+                "interpreter ms": interpreted[case.name] * 1e3,
+                "speed-up": interpreted[case.name] / ours,
+                "torch ms": torch_s * 1e3,
+                "simulator / torch": ours / torch_s,
+                "counting / plain": with_counts / ours,
+            }
+        )
+        print(_line(rows[-1]), file=sys.stderr)
+    return rows
+
+
+def import_seconds() -> float:
+    """Median time of `import cme295lab` in a fresh interpreter, less the interpreter's own start."""
+    imports = statistics.median(seconds_of(lambda: _child("-c", "import cme295lab")) for _ in range(9))
+    return imports - statistics.median(seconds_of(lambda: _child("-c", "pass")) for _ in range(9))
+
+
+def _child(*arguments: str, **environment: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=os.environ | environment,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    return done.stdout
+
+
+def _line(row: dict[str, float | str]) -> str:
+    return "  ".join(f"{v:>10.2f}" if isinstance(v, float) else f"{v:<38}" for v in row.values())
+
+
+def main() -> None:
+    """Measure, print, and keep the figures in build/benchmarks.json."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--output", type=Path, default=ROOT / "build" / "benchmarks.json")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows = simulator_rows()
+    result = {"simulator": rows, "import seconds": import_seconds()}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(result, indent=2) + "\n")
+    print("  ".join([f"{'case':<38}", *(f"{k:>10}" for k in list(rows[0])[1:])]))
+    print("\n".join(map(_line, rows)))
+    print(f"import cme295lab: {result['import seconds']:.3f} s\nwritten to {options.output.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()
