@@ -67,10 +67,11 @@ class Compiled:
         shared, limit = (
             format_bytes(n, binary=True) for n in (self.shared_bytes, self.device.max_shared_bytes_per_block)
         )
+        verdict = "fits" if self.fits else "does not fit"
+        cores = "tensor cores" if self.uses_tensor_cores else "no tensor cores"
         return (
-            f"{self.kernel} on {self.device.name}: {self.registers} registers per thread, "
-            f"{self.spill_bytes} B spilled, {shared} of {limit} shared memory ({'fits' if self.fits else 'does not fit'}), {self.num_warps} warps, "
-            f"{'tensor cores' if self.uses_tensor_cores else 'no tensor cores'}"
+            f"{self.kernel} on {self.device.name}: {self.registers} registers per thread, {self.spill_bytes} B spilled, "
+            f"{shared} of {limit} shared memory ({verdict}), {self.num_warps} warps, {cores}"
         )
 
     __repr__ = __str__
