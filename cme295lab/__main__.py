@@ -2,4 +2,5 @@
 
 from cme295lab.cli import main
 
-main()
+if __name__ == "__main__":
+    main()

@@ -95,20 +95,15 @@ def lab(
     no_browser: Annotated[bool, typer.Option("--no-browser", help="Print the address, open no browser.")] = False,
 ) -> None:
     """Open the course in JupyterLab. Ctrl-C ends it."""
+    from cme295lab.course.lab import lab_command, lab_environment
+
     course = find_course()
     start = f"/lab/tree/{FIRST_NOTEBOOK}" if (course.root / FIRST_NOTEBOOK).is_file() else "/lab"
-    command = [
-        sys.executable, "-m", "jupyterlab", f"--ServerApp.root_dir={course.root}", f"--LabApp.default_url={start}",
-        f"--ServerApp.port={port}", "--LabApp.news_url=None",
-        "--LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate",
-    ]  # fmt: skip
-    if no_browser:
-        command.append("--no-browser")
-    if hasattr(os, "geteuid") and os.geteuid() == 0:
-        command.append("--allow-root")
-    if os.name == "posix":
-        os.execv(sys.executable, command)  # so that Ctrl-C and `kill` reach JupyterLab itself
-    raise typer.Exit(subprocess.run(command, check=False).returncode)
+    command = lab_command(course.root, port, start) + (["--no-browser"] if no_browser else [])
+    if os.name == "posix":  # become JupyterLab, so that Ctrl-C and `kill` reach it
+        os.execve(sys.executable, command, lab_environment())
+    else:
+        raise typer.Exit(subprocess.run(command, env=lab_environment(), check=False).returncode)
 
 
 @app.command()

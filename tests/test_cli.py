@@ -1,5 +1,6 @@
 """The command line as its users meet it: output, errors on stderr, exit codes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import cme295lab
+from cme295lab import cli
 from cme295lab.cli import parse_parameters
 from cme295lab.course import browser, doctor
 from cme295lab.course.doctor import Reading, what_runs_where
@@ -82,6 +84,24 @@ def test_course_is_found_from_a_folder_inside_it(tmp_path: Path) -> None:
     inside.mkdir(parents=True)
     (tmp_path / "pyproject.toml").touch()
     assert find_course(inside).root == tmp_path
+
+
+def test_lab_opens_the_first_notebook_of_this_course(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "notebooks" / "00_start_here.ipynb").touch()
+    (tmp_path / "pyproject.toml").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("JUPYTER_CONFIG_PATH", "the-users-own")
+    started: list[tuple[list[str], dict[str, str]]] = []
+    monkeypatch.setattr(cli.os, "execve", lambda program, command, env: started.append((command, env)))
+    with pytest.raises(SystemExit):
+        cli.app(["lab", "--port", "8899", "--no-browser"])
+    ((command, environment), *_) = started
+    assert {f"--ServerApp.root_dir={tmp_path}", "--ServerApp.port=8899", "--no-browser"} <= set(command)
+    assert "--LabApp.default_url=/lab/tree/notebooks/00_start_here.ipynb" in command
+    config, own = environment["JUPYTER_CONFIG_PATH"].split(os.pathsep)
+    assert own == "the-users-own"
+    assert (Path(config) / "labconfig" / "page_config.json").is_file()
 
 
 def test_doctor_reports_this_machine() -> None:

@@ -5,10 +5,8 @@ The toolbar calls a kernel idle before it is connected, so readiness is asked of
 """
 
 import json
-import os
 import re
 import subprocess
-import sys
 import time
 import urllib.request
 from pathlib import Path
@@ -16,12 +14,10 @@ from typing import Any
 
 from playwright.sync_api import Browser, Page
 
+from cme295lab.course.lab import lab_command, lab_environment
+
 START_TIMEOUT_S = 60
 OPEN_TIMEOUT_MS = 90_000
-_NO_ANNOUNCEMENTS = [
-    "--LabApp.news_url=None",
-    "--LabApp.check_for_updates_class=jupyterlab.handlers.announcements.NeverCheckForUpdate",
-]
 # JupyterLab draws only the cells in view unless told otherwise; tests look at all of them.
 _SETTINGS = {"@jupyterlab/notebook-extension/tracker.jupyterlab-settings": {"windowingMode": "none"}}
 # A traceback and a message on stderr carry the same MIME type on the page.
@@ -38,16 +34,15 @@ class LabServer:
     def __init__(self, root: Path, log: Path, port: int) -> None:
         self.root, self.log, self.url = root, log, f"http://127.0.0.1:{port}"
         command = [
-            sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.root_dir={root}",
-            "--ServerApp.ip=127.0.0.1", f"--ServerApp.port={port}", "--ServerApp.port_retries=0",
+            *lab_command(root, port), "--no-browser", "--ServerApp.ip=127.0.0.1", "--ServerApp.port_retries=0",
             "--IdentityProvider.token=", "--PasswordIdentityProvider.hashed_password=",
-            "--ServerApp.disable_check_xsrf=True", *_NO_ANNOUNCEMENTS,
+            "--ServerApp.disable_check_xsrf=True",
         ]  # fmt: skip
         settings = log.parent / "settings"
         for name, values in _SETTINGS.items():
             (settings / name).parent.mkdir(parents=True, exist_ok=True)
             (settings / name).write_text(json.dumps(values))
-        environment = {**os.environ, "JUPYTERLAB_SETTINGS_DIR": str(settings)}
+        environment = {**lab_environment(), "JUPYTERLAB_SETTINGS_DIR": str(settings)}
         with log.open("w") as stream:
             self._process = subprocess.Popen(command, stdout=stream, stderr=stream, cwd=root, env=environment)
         self._wait_until_up()

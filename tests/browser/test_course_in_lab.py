@@ -40,3 +40,4 @@ def test_widget_is_drawn(open_notebook: OpenNotebook, write_notebook: Callable[[
     notebook.run_all()
     notebook.page.wait_for_selector(".widget-slider")
     assert notebook.page.locator(".widget-readout").inner_text() == "3"
+    assert notebook.page.get_by_text("Jupyter news").count() == 0, "JupyterLab asks whether to fetch news"
