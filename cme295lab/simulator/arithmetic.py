@@ -243,9 +243,10 @@ def _refuse_overflow(offset: Block, m: Machine) -> None:
     total = sum_terms([np.asarray(t).astype(np.int64) for t in offset.terms(m.active)])
     limits = np.iinfo(offset.dtype.numpy)
     if offset.dtype.is_int_signed() and limits.bits < 64 and (total.min() < limits.min or total.max() > limits.max):
+        reached = total.max() if total.max() > limits.max else total.min()
         raise KernelTypeError(
-            f"the offset can reach {total.max() if total.max() > limits.max else total.min()}, more than {offset.dtype} "
-            "holds: on a GPU it would wrap around; widen one factor with .to(tl.int64)"
+            f"the offset can reach {reached}, more than {offset.dtype} holds: "
+            "on a GPU it would wrap around; widen one factor with .to(tl.int64)"
         )
 
 

@@ -37,7 +37,7 @@ class Differs:
         self.name, self.reason = name, reason
 
     def error(self) -> SimulatorError:
-        return SimulatorError(f"variable {self.name!r} {self.reason}")
+        return SimulatorError(f"{self.name!r} {self.reason}")
 
 
 def reconverge(m: Machine, entry: ProgramSet, groups: list[Group], live: frozenset[str]) -> Variables:
@@ -78,11 +78,10 @@ def merge(m: Machine, name: str, values: list[Any], groups: list[Group], rows: l
         return first
     if all(isinstance(v, tuple | list) and len(v) == len(first) for v in values):
         return tuple(merge(m, name, [v[i] for v in values], groups, rows) for i in range(len(first)))
-    if not any(isinstance(v, Block) for v in values):
-        if all(type(v) is type(first) and v == first for v in values):
-            return first
-        if not all(isinstance(v, int | float) for v in values):
-            return Differs(name, "differs between programs and is not a number or block")
+    if not any(isinstance(v, Block) for v in values) and all(type(v) is type(first) and v == first for v in values):
+        return first
+    if not all(isinstance(v, Block | int | float) for v in values):
+        return Differs(name, "differs between programs and is not a number or block in all of them")
     return _merge_blocks(m, name, values, groups, rows)
 
 
@@ -97,9 +96,8 @@ def _made_before(programs: ProgramSet, value: Any) -> bool:
 
 
 def _merge_blocks(m: Machine, name: str, values: list[Any], groups: list[Group], rows: list[np.ndarray]) -> Any:
-    like = next((v for v in values if isinstance(v, Block)), None)
-    dtype = like.dtype if like is not None else scalar(values[0], m.active).dtype
-    blocks = [v if isinstance(v, Block) else scalar(v, g.programs, dtype) for v, g in zip(values, groups, strict=True)]
+    blocks = [v if isinstance(v, Block) else scalar(v, g.programs) for v, g in zip(values, groups, strict=True)]
+    dtype = blocks[0].dtype
     if any(b.dtype != dtype or b.shape != blocks[0].shape or type(b) is not type(blocks[0]) for b in blocks):
         kinds = " and ".join(sorted({f"{b.dtype}{list(b.shape)}" for b in blocks}))
         return Differs(name, f"has different types on different paths ({kinds}); Triton needs one type")

@@ -17,7 +17,7 @@ import numpy as np
 
 from cme295lab.simulator import arithmetic, frontend
 from cme295lab.simulator.arithmetic import binary
-from cme295lab.simulator.divergence import Differs, Variables
+from cme295lab.simulator.divergence import Differs, Group, Variables, reconverge
 from cme295lab.simulator.errors import KernelTypeError, SimulatorError, UnsupportedFeatureError
 from cme295lab.simulator.language import METHODS, NATIVE, Builtin
 from cme295lab.simulator.machine import Machine
@@ -298,10 +298,23 @@ class Expressions:
         return arithmetic.compare_constants(OPERATORS[type(op)], left, right)
 
     def eval_IfExp(self, node: ast.IfExp) -> Any:
-        truth = self.truth(test := self.eval(node.test))
+        truth = self.truth(self.eval(node.test))
         if isinstance(truth, bool):
             return self.eval(node.body if truth else node.orelse)
-        return arithmetic.where(self.m, test, self.eval(node.body), self.eval(node.orelse))
+        name, entry, groups = ast.unparse(node), self.m.active, []
+        for rows, branch in ((np.flatnonzero(truth), node.body), (np.flatnonzero(~truth), node.orelse)):
+            self.m.active = entry.select(rows)
+            groups.append(Group(self.m.active, {name: self.eval(branch)}))
+        return self.reunited(name, entry, groups)
+
+    def reunited(self, name: str, entry: ProgramSet, groups: list[Group]) -> Any:
+        """One value for all programs, made of what groups of them have computed under this name."""
+        if len(groups) == 1 and groups[0].programs is entry:
+            return groups[0].variables[name]
+        value = reconverge(self.m, entry, groups, frozenset({name})).get(name)
+        if isinstance(value, Differs):
+            raise value.error()
+        return value
 
     def eval_Tuple(self, node: ast.Tuple) -> tuple[Any, ...]:
         return tuple(self.eval(e) for e in node.elts)

@@ -93,11 +93,9 @@ class Interpreter(Expressions):
                 self.frame = outer
 
     def _returned(self, frame: Frame, entry: ProgramSet) -> Any:
-        groups = [Group(programs, {"value": value}) for programs, value in frame.returned if len(programs)]
-        if len(groups) == 1 and groups[0].programs is entry:
-            return groups[0].variables["value"]
-        merged = reconverge(self.m, entry, groups, frozenset({"value"}))
-        return merged.get("value")
+        name = f"{frame.source.name}()"
+        groups = [Group(programs, {name: value}) for programs, value in frame.returned if len(programs)]
+        return self.reunited(name, entry, groups)
 
     # ---- statements
 
