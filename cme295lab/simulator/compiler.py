@@ -70,7 +70,7 @@ class Compiled:
         verdict = "fits" if self.fits else "does not fit"
         cores = "tensor cores" if self.uses_tensor_cores else "no tensor cores"
         return (
-            f"{self.kernel} on {self.device.name}: {self.registers} registers per thread, {self.spill_bytes} B spilled, "
+            f"{self.kernel} on {self.device.name}: {self.registers} registers a thread, {self.spill_bytes} B spilled, "
             f"{shared} of {limit} shared memory ({verdict}), {self.num_warps} warps, {cores}"
         )
 
