@@ -1,1 +1,34 @@
-"""Views that react, and the static pictures that stand in for them."""
+"""Views that react, and the static pictures that stand in for them where no kernel runs.
+
+A view holds no algorithm. Read in pairs, the pure part first: `traffic_scenario` (what an attention call costs) and
+`traffic_explorer`; `walk_records` (a recorded launch as typed steps) and `tile_walk`. `working_set` says what blocks
+need on chip, `figures` draws hardware, traffic, roofline and block-size sweeps, `picture` is how a figure shows itself,
+and `palette` what each colour means.
+"""
+
+from cme295lab.widgets.figures import RooflinePoint, block_size_map, memory_hierarchy, roofline, traffic_bars
+from cme295lab.widgets.picture import Picture
+from cme295lab.widgets.tile_walk import TileWalk
+from cme295lab.widgets.traffic_explorer import TrafficExplorer
+from cme295lab.widgets.traffic_scenario import TrafficScenario, traffic_scenario
+from cme295lab.widgets.walk_records import ProgramWalk, WalkStep, WatchedNames, walk_records
+from cme295lab.widgets.working_set import WorkingSet, working_set
+
+__all__ = [
+    "Picture",
+    "ProgramWalk",
+    "RooflinePoint",
+    "TileWalk",
+    "TrafficExplorer",
+    "TrafficScenario",
+    "WalkStep",
+    "WatchedNames",
+    "WorkingSet",
+    "block_size_map",
+    "memory_hierarchy",
+    "roofline",
+    "traffic_bars",
+    "traffic_scenario",
+    "walk_records",
+    "working_set",
+]

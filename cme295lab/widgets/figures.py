@@ -14,6 +14,7 @@ from cme295lab.widgets import palette
 from cme295lab.widgets.picture import Picture
 
 _SERIES = (palette.BLUE, palette.ORANGE, palette.GREEN, palette.PURPLE, palette.VERMILLION, palette.SKY)
+_POINTS = (palette.VERMILLION, palette.BLUE, palette.GREEN, palette.ORANGE, palette.PURPLE, palette.SKY)
 _MARKERS = ("o", "s", "D", "^", "v", "P")  # a point is told apart without its colour too
 
 
@@ -94,31 +95,32 @@ def traffic_bars(series: Mapping[str, Mapping[str, float]], *, title: str = "", 
         + ", ".join(f"{name} {format_bytes(values[label])}" for name, values in series.items() if label in values)
         for label in labels
     )
-    figure = Picture(
-        f"Bars of bytes moved. {title}: {text}.", figsize=(7.4, 0.9 + 0.34 * len(labels) * max(len(series), 1.6))
-    )
+    height = 0.9 + 0.34 * len(labels) * max(len(series), 1.6)
+    figure = Picture(f"Bars of bytes moved. {title}: {text}.", figsize=(7.4, height))
     axes = figure.subplots()
+    draw_bars(axes, series, labels)
+    if log:
+        axes.set_xscale("log")
+    axes.set_title(title, loc="left", fontsize=11)
+    return figure
+
+
+def draw_bars(axes: Any, series: Mapping[str, Mapping[str, float]], labels: Sequence[str]) -> None:
+    """Draw what `traffic_bars` draws into given axes."""
     height = 0.8 / len(series)
     for number, (name, values) in enumerate(series.items()):
         at = [labels.index(label) + (number - (len(series) - 1) / 2) * height for label in values]
-        colour = _SERIES[number % len(_SERIES)]
-        hatch = "//" if number % 2 else ""
-        bars = axes.barh(
-            at, list(values.values()), height * 0.9, label=name, color=colour, hatch=hatch, edgecolor="white"
-        )
+        style = {"color": _SERIES[number % len(_SERIES)], "hatch": "//" if number % 2 else "", "edgecolor": "white"}
+        bars = axes.barh(at, list(values.values()), height * 0.9, label=name, **style)
         axes.bar_label(bars, [format_bytes(value) for value in values.values()], padding=4, fontsize=9)
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
-    if log:
-        axes.set_xscale("log")
-    axes.margins(x=0.16)
-    _bytes_axis(axes.xaxis)
+    axes.margins(x=0.18)
+    axes.xaxis.set_major_formatter(lambda value, _: format_bytes(value))
     axes.set_xlabel("bytes moved to and from HBM")
-    axes.set_title(title, loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     if len(series) > 1:
         axes.legend(frameon=False, loc="best", fontsize=9)
-    return figure
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,45 +154,42 @@ def roofline(points: Sequence[RooflinePoint], device: str | Device = "A100", dty
         ValueError: if the GPU does not compute in `dtype`, or a point has no bytes or FLOPs.
     """
     device = get_device(device)
+    figure = Picture("", figsize=(7.4, 3.8))
+    draw_roofline(figure.subplots(), points, device, dtype)
+    figure.alt_text = roofline_text(points, device, dtype)
+    return figure
+
+
+def draw_roofline(axes: Any, points: Sequence[RooflinePoint], device: Device, dtype: str) -> None:
+    """Draw what `roofline` draws into given axes."""
     peak, ridge = device.peak(dtype), device.ridge_point(dtype)
     for point in points:
         if not (point.flops > 0 and point.num_bytes > 0 and (point.seconds is None or point.seconds > 0)):
             raise ValueError(f"point {point.label!r} needs positive flops, bytes and seconds, got {point}")
     intensities = [point.flops / point.num_bytes for point in points]
     low, high = min([ridge / 30, *intensities]) / 2, max([ridge * 10, *intensities]) * 2
-    figure = Picture(_roofline_text(points, device, dtype), figsize=(7.4, 3.8))
-    axes = figure.subplots()
-    axes.plot([low, ridge, high], [low * device.bandwidth_bytes_per_s, peak, peak], color="#333333", linewidth=2)
-    axes.plot(
-        [ridge, ridge], [low * device.bandwidth_bytes_per_s, peak], color=palette.GREY, linestyle=":", linewidth=1.2
-    )
-    axes.text(
-        ridge * 1.08,
-        low * device.bandwidth_bytes_per_s * 1.3,
-        f"ridge\n{ridge:.0f} FLOP/B",
-        color="#555555",
-        fontsize=9,
-    )
+    floor = low * device.bandwidth_bytes_per_s
+    axes.plot([low, ridge, high], [floor, peak, peak], color="#333333", linewidth=2)
+    axes.plot([ridge, ridge], [floor, peak], color=palette.GREY, linestyle=":", linewidth=1.2)
+    axes.text(ridge * 1.08, floor * 1.3, f"ridge\n{ridge:.0f} FLOP/B", color="#555555", fontsize=9)
     for number, (point, intensity) in enumerate(zip(points, intensities, strict=True)):
         height = point.flops / point.seconds if point.seconds else min(peak, intensity * device.bandwidth_bytes_per_s)
-        colour, marker = _SERIES[number % len(_SERIES)], _MARKERS[number % len(_MARKERS)]
+        style = {"color": _POINTS[number % len(_POINTS)], "marker": _MARKERS[number % len(_MARKERS)], "markersize": 10}
         label = f"{point.label}: {intensity:.3g} FLOP/B"
-        axes.plot(
-            intensity, height, marker, color=colour, markersize=10, markeredgecolor="black", label=label, zorder=3
-        )
-    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(low * device.bandwidth_bytes_per_s, peak * 3))
+        axes.plot(intensity, height, linestyle="none", markeredgecolor="black", label=label, zorder=3, **style)
+    axes.set(xscale="log", yscale="log", xlim=(low, high), ylim=(floor, peak * 4))
     axes.yaxis.set_major_formatter(lambda value, _: format_flops(value).replace("FLOP", ""))
     axes.xaxis.set_major_formatter("{x:,.6g}")
     axes.set_xlabel("arithmetic intensity, FLOP per byte of HBM traffic")
     axes.set_ylabel("attainable FLOP/s")
-    axes.set_title(f"{device.name}, {dtype}: {format_rate(peak, 'FLOP/s')} and "
-                   f"{format_rate(device.bandwidth_bytes_per_s, 'B/s')}", loc="left", fontsize=11)  # fmt: skip
+    limits = f"{format_rate(peak, 'FLOP/s')} and {format_rate(device.bandwidth_bytes_per_s, 'B/s')}"
+    axes.set_title(f"{device.name}, {dtype}: {limits}", loc="left", fontsize=11)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, fontsize=9, loc="upper left")
-    return figure
 
 
-def _roofline_text(points: Sequence[RooflinePoint], device: Device, dtype: str) -> str:
+def roofline_text(points: Sequence[RooflinePoint], device: Device, dtype: str) -> str:
+    """Say in words where points stand under the roof."""
     ridge = device.ridge_point(dtype)
     sides = "; ".join(
         f"{p.label} at {p.flops / p.num_bytes:.3g} FLOP per byte, "
@@ -257,7 +256,3 @@ def _cell_text(axes: Any, x: int, y: int, text: str, shade: float, fits: bool) -
     box = None if fits else {"facecolor": "white", "edgecolor": "none", "pad": 1.5}
     colour = ("white" if shade > 0.55 else "black") if fits else "#444444"
     axes.text(x + 0.5, y + 0.5, text, ha="center", va="center", fontsize=9, color=colour, bbox=box)
-
-
-def _bytes_axis(axis: Any) -> None:
-    axis.set_major_formatter(lambda value, _: format_bytes(value))
