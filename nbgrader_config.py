@@ -1,8 +1,6 @@
 """nbgrader: solutions/<topic>/<topic>.ipynb becomes exercises/<topic>/<topic>.ipynb (`make release`)."""
 
-from traitlets.config import get_config
-
-c = get_config()
+c = get_config()  # defined by whoever loads this file
 c.CourseDirectory.course_id = "cme295"
 c.CourseDirectory.source_directory = "solutions"
 c.CourseDirectory.release_directory = "exercises"

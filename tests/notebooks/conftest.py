@@ -1,5 +1,6 @@
 """A small course in a temporary folder."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -27,16 +28,13 @@ print("size", size)
 
 
 @pytest.fixture
-def course(tmp_path: Path) -> Course:
+def course(tmp_path: Path, repository: Path) -> Course:
     """A course with one lesson's text, not built yet."""
     root = tmp_path / "course"
     (root / "notebooks" / "source").mkdir(parents=True)
     (root / "pyproject.toml").touch()
     (root / "document.md").write_text("# A heading\n")
-    (root / "nbgrader_config.py").write_text(
-        "c = get_config()\nc.CourseDirectory.course_id = 'cme295'\n"
-        "c.CourseDirectory.source_directory = 'solutions'\nc.CourseDirectory.release_directory = 'exercises'\n"
-    )
+    shutil.copy(repository / "nbgrader_config.py", root)
     return Course(root)
 
 
