@@ -23,11 +23,12 @@ _RAW_TORCH = {1: torch.int8, 2: torch.int16}
 
 def load(m: Machine, pointer: Operand, mask: Operand | None = None, other: Operand | None = None) -> Block:
     """`tl.load`: lanes that are masked out read nothing and get `other` (0 without it; undefined on a GPU)."""
-    access = plan(m, pointer, mask, "tl.load")
+    fill_varies = isinstance(other, Block) and any(len(a.reshape(-1)) > 1 for a in other.arrays)
+    access = plan(m, pointer, mask, "tl.load", cut_rows=not fill_varies)
     dtype = access.pointer.dtype
     fill = _fill(m, other, dtype)
     if access.prefix == 0:
-        data = _filled(m, access, fill, None)
+        data = _nothing_loaded(access, fill)
     elif access.rows is not None:
         data = _load_rows(m, access, fill)
     else:
@@ -54,17 +55,20 @@ def _typed(array: np.ndarray, dtype: dtypes.DType) -> Array:
     return tensor if tensor.dtype == dtype.torch else tensor.view(dtype.torch)
 
 
-def _filled(m: Machine, access: Access, fill: Array | float, data: Array | None) -> Array:
-    """A block whose rows hold `data` up to the prefix and `fill` after it."""
-    dtype = access.pointer.dtype
-    number: Any = fill
+def _nothing_loaded(access: Access, fill: Array | float) -> Array:
+    """A block that holds nothing but `fill`."""
+    dtype, rank = access.pointer.dtype, len(access.shape)
     if isinstance(fill, torch.Tensor | np.ndarray):
-        if len(fill.reshape(-1)) != 1:
-            raise KernelTypeError("tl.load: `other` must be one number where the mask cuts rows short")
-        number = fill.reshape(-1)[0].item()
-    if data is None:
-        shape: tuple[int, ...] = (1, *(1 for _ in access.shape))
-        return torch.full(shape, number, dtype=dtype.torch) if dtype.is_float else np.full(shape, number, dtype.numpy)
+        data = lifted(fill, rank)
+        return data.clone() if isinstance(data, torch.Tensor) else data
+    shape = (1,) * (rank + 1)
+    return torch.full(shape, fill, dtype=dtype.torch) if dtype.is_float else np.full(shape, fill, dtype.numpy)
+
+
+def _filled(access: Access, fill: Array | float, data: Array) -> Array:
+    """A block whose rows hold `data` up to the prefix and one number after it."""
+    dtype = access.pointer.dtype
+    number: Any = fill if isinstance(fill, int | float) else fill.reshape(-1)[0].item()
     assert access.rows is not None
     axis = access.rows.axis
     shape = (*data.shape[:axis], access.shape[axis - 1], *data.shape[axis + 1 :])
@@ -94,7 +98,7 @@ def _load_rows(m: Machine, access: Access, fill: Array | float) -> Array:
         if rows.axis != len(access.shape):
             data = _last_axis_to(data, rows.axis)
     if access.prefix is not None and access.prefix < access.shape[rows.axis - 1]:
-        return _filled(m, access, fill, data)
+        return _filled(access, fill, data)
     return data if access.mask is None else _masked(data, access.mask, fill)
 
 
@@ -140,11 +144,8 @@ def _elements(m: Machine, access: Access) -> np.ndarray:
 def _load_elements(m: Machine, access: Access, fill: Array | float) -> Array:
     storage, dtype = access.pointer.storage, access.pointer.dtype
     index = _elements(m, access)
-    reads_something = index.size and (access.mask is None or access.mask.any())
-    if reads_something and (index.min() < 0 or index.max() >= storage.num_elements):
+    if index.min() < 0 or index.max() >= storage.num_elements:
         raise _out_of_bounds(m, access, "load")
-    if storage.num_elements == 0:
-        return _filled(m, access, fill, None)
     data = _typed(storage.raw[index], dtype)
     return data if access.mask is None else _masked(data, access.mask, fill)
 

@@ -65,11 +65,12 @@ class Access:
     shape: tuple[int, ...]
     mask: np.ndarray | None  # None: every lane is active
     rows: Rows | None
-    prefix: int | None  # the mask keeps the first `prefix` elements of every row
+    prefix: int | None  # the mask keeps the first `prefix` elements of every row; 0: it keeps nothing
 
 
-def plan(m: Machine, pointer: Operand, mask: Operand | None, what: str) -> Access:
-    """Check the operands of an access and choose how to do it."""
+def plan(m: Machine, pointer: Operand, mask: Operand | None, what: str, *, cut_rows: bool = True) -> Access:
+    """Check the operands of an access and choose how to do it; with cut_rows=False a mask that keeps a prefix of every
+    row is treated like any other."""
     if not isinstance(pointer, Pointer):
         kind = f"a block of {pointer.dtype}" if isinstance(pointer, Block) else f"the number {pointer!r}"
         raise KernelTypeError(f"{what} needs a pointer (a tensor argument plus offsets), got {kind}")
@@ -78,15 +79,17 @@ def plan(m: Machine, pointer: Operand, mask: Operand | None, what: str) -> Acces
         raise KernelTypeError(f"{what}: the mask has shape {shape}, the pointers {pointer.shape}; they must agree")
     rank = len(shape)
     active = _mask_data(m, mask, rank)
+    if active is not None and not active.any():
+        return Access(pointer, shape, None, None, 0)
     rows = find_rows([lifted(t, rank) for t in pointer.terms(m.active)], rank) if rank else None
     prefix = None
     if rows is not None and active is not None and active.shape[rows.axis] > 1:
-        prefix = _prefix(active, rows.axis)
+        prefix = _prefix(active, rows.axis) if cut_rows else None
         if prefix is None:
             rows = None
         else:
             active = None
-            rows = rows.shortened(prefix) if prefix else None
+            rows = rows.shortened(prefix)
     return Access(pointer, shape, active, rows, prefix)
 
 

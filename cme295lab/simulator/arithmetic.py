@@ -17,7 +17,7 @@ from cme295lab.simulator import dtypes
 from cme295lab.simulator.broadcasting import broadcast_sizes, common_shape, lazy_sum, lifted, result
 from cme295lab.simulator.casts import cast
 from cme295lab.simulator.dtypes import DType
-from cme295lab.simulator.errors import KernelTypeError
+from cme295lab.simulator.errors import KernelTypeError, UnsupportedFeatureError
 from cme295lab.simulator.machine import Machine
 from cme295lab.simulator.values import Block, Pointer, add_terms, as_torch, scalar, sum_terms
 
@@ -310,6 +310,8 @@ def where(m: Machine, condition: Operand, a: Operand, b: Operand) -> Operand:
     """`tl.where`: elements of a where the condition holds, else of b."""
     if not isinstance(condition, Block):
         return a if condition else b
+    if isinstance(a, Pointer) or isinstance(b, Pointer):
+        return _where_pointers(m, condition, a, b)
     a, b, dtype = promoted(m, "where", a, b)
     shape = common_shape(condition, a, b)
     rank = len(shape)
@@ -331,6 +333,16 @@ def where(m: Machine, condition: Operand, a: Operand, b: Operand) -> Operand:
         return result(m, filled, dtype, shape)
     x, y = (as_torch(lifted(_as_block(m, v, dtype).data(m.active), rank)) for v in (a, b))
     return result(m, torch.where(mask, x, y), dtype, shape)
+
+
+def _where_pointers(m: Machine, condition: Block, a: Operand, b: Operand) -> Pointer:
+    if not isinstance(a, Pointer) or not isinstance(b, Pointer):
+        raise KernelTypeError("tl.where: a pointer and a number cannot be alternatives")
+    if a.storage is not b.storage:
+        raise UnsupportedFeatureError("tl.where between pointers into different tensors", "load from both, then choose")
+    shape = common_shape(condition, a, b)
+    choose, x, y = (np.asarray(lifted(v.data(m.active), len(shape))) for v in (condition, a, b))
+    return Pointer([np.where(choose != 0, x, y)], a.dtype, shape, m.active, a.storage)
 
 
 def unary(

@@ -34,6 +34,9 @@ def cast(m: Machine, x: Block, dtype: DType, *, rounding: str | None = None) -> 
             return result(m, torch.from_numpy(np.ascontiguousarray(data.astype(wide))).to(dtype.torch), dtype, x.shape)
         if rounding == "rtz" and dtype.primitive_bitwidth < 32:
             data = _toward_zero(data, dtype)
+        if dtype.is_fp8():  # cvt.rn.satfinite: what is too large becomes the largest number; a NaN stays
+            largest = torch.finfo(dtype.torch).max
+            data = data.clamp(-largest, largest)
         return result(m, data.to(dtype.torch), dtype, x.shape)
     floats = as_torch(data)
     floats = floats if floats.dtype in (torch.float32, torch.float64) else floats.float()

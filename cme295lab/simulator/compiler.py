@@ -32,6 +32,11 @@ _POINTER_TYPES = {
     torch.int32: "i32",
     torch.int64: "i64",
     torch.uint8: "u8",
+    torch.uint16: "u16",
+    torch.uint32: "u32",
+    torch.uint64: "u64",
+    torch.float8_e5m2: "fp8e5",
+    torch.float8_e4m3fn: "fp8e4nv",
     torch.bool: "i1",
 }
 _ALIGNMENT = 16

@@ -55,6 +55,11 @@ def is_kernel(x: Any) -> bool:
     return _is_instance(x, "JITFunction", "InterpretedFunction")
 
 
+def is_own_kernel(x: Any) -> bool:
+    """Whether x is a jit function that does not belong to Triton's own library."""
+    return is_kernel(x) and not _is_language(kernel_function(x))
+
+
 def kernel_function(x: Any) -> Callable[..., Any]:
     """The Python function behind a jit function."""
     function = x.fn

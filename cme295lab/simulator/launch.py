@@ -132,9 +132,19 @@ def _argument(name: str, value: Any, machine: Machine, storages: list[Storage]) 
     )
 
 
-def _needs_order(source: KernelSource) -> bool:
-    """Whether the kernel orders programs against each other, so that they must run one after another."""
-    return bool(source.called_names() & _ORDERED)
+def _needs_order(source: KernelSource, arguments: dict[str, Any]) -> bool:
+    """Whether the kernel, or a jit function that it calls, orders programs against each other, so that they must run
+    one after another."""
+    waiting, seen = [source], {source}
+    while waiting:
+        current = waiting.pop()
+        if current.called_names & _ORDERED:
+            return True
+        functions = [f for f in (*current.called_functions, *arguments.values()) if frontend.is_own_kernel(f)]
+        new = {kernel_source(frontend.kernel_function(f)) for f in functions} - seen
+        waiting.extend(new)
+        seen |= new
+    return False
 
 
 def _run_batches(
@@ -145,7 +155,7 @@ def _run_batches(
     constants: tuple[tuple[str, str], ...],
 ) -> None:
     total = machine.grid[0] * machine.grid[1] * machine.grid[2]
-    one_by_one = _needs_order(source)
+    one_by_one = _needs_order(source, arguments)
     machine.largest_block = source.largest_blocks.get(constants, settings.element_budget)
     first = 0
     interpreter = Interpreter(machine)

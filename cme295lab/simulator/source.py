@@ -8,6 +8,7 @@ program at a statement are those of the variables that are still needed.
 from __future__ import annotations
 
 import ast
+import contextlib
 import functools
 import inspect
 import textwrap
@@ -51,6 +52,7 @@ class KernelSource:
         index = min(max(line - self.first_line, 0), len(self.lines) - 1)
         return Place(kernel=self.name, file=self.file, line=line, source=self.lines[index].rstrip())
 
+    @functools.cached_property
     def called_names(self) -> set[str]:
         """Names of everything that the kernel calls (`tl.load` → "load")."""
         names = set()
@@ -58,6 +60,22 @@ class KernelSource:
             if isinstance(node, ast.Call):
                 names.add(node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", ""))
         return names
+
+    @functools.cached_property
+    def called_functions(self) -> list[Any]:
+        """The objects that the kernel calls by name (`f(…)`, `module.f(…)`), as far as they exist before it runs."""
+        found = []
+        for node in ast.walk(self.tree):
+            if isinstance(node, ast.Call):
+                with contextlib.suppress(KeyError, AttributeError, ValueError):
+                    found.append(self._named(node.func))
+        return found
+
+    def _named(self, node: ast.expr) -> Any:
+        if isinstance(node, ast.Attribute):
+            return getattr(self._named(node.value), node.attr)
+        name = getattr(node, "id", "")
+        return self.closure[name].cell_contents if name in self.closure else self.globals[name]
 
 
 @functools.lru_cache(maxsize=512)

@@ -113,7 +113,7 @@ def two_types_kernel(out, KIND: tl.constexpr):
 
 @pytest.mark.parametrize("kind", ["numbers", "block and number", "int32 and number", "types", "tuple"])
 def test_a_value_of_two_types_is_an_error(kind):
-    with pytest.raises(SimulatorError, match="'value'.*(different types|differs)"):
+    with pytest.raises(SimulatorError, match=r"'value'.*(different types|differs)"):
         run(two_types_kernel, kind)
 
 
@@ -370,7 +370,7 @@ def inconsistent_return_kernel(out, KIND: tl.constexpr):
 
 @pytest.mark.parametrize("kind", ["nothing", "number", "tuple"])
 def test_a_function_that_returns_different_things_is_an_error(kind):
-    with pytest.raises(SimulatorError, match="sometimes.*(returns|different types|differs)"):
+    with pytest.raises(SimulatorError, match=r"sometimes.*(returns|different types|differs)"):
         run(inconsistent_return_kernel, kind)
 
 
@@ -490,7 +490,7 @@ def aliases_kernel(out_ptr, x_ptr, BLOCK: tl.constexpr):
     if pid % 2 == 0:
         x = x + 1.0
     z = y * 1.0
-    for i in range(0, pid):
+    for _i in range(0, pid):
         y = y + x
     z = z - pair[0]
     w = tl.trans(tl.reshape(y, [BLOCK // 2, 2]))

@@ -143,6 +143,11 @@ def cast(
     return casts.cast(m, block, target, rounding=fp_downcast_rounding)
 
 
+@native("pointer_type")
+def pointer_type(m: Machine, element_ty: DType, address_space: int = 1, const: bool = False) -> PointerType:
+    return PointerType(element_ty)
+
+
 @native("to_tensor")
 def to_tensor(m: Machine, x: Operand) -> Block:
     return x if isinstance(x, Block) else scalar(x, m.active)
