@@ -81,7 +81,7 @@ def _softmax() -> Case:
     o = torch.empty_like(x)
     return Case(
         "row softmax 2048 x 1000",
-        lambda: softmax_kernel[(2048,)](x, o, 1000, *x.stride(), *o.stride(), BLOCK_SIZE=1024),
+        lambda: softmax_kernel[(2048,)](x, o, 1000, *x.stride(), *o.stride(), BLOCK_N=1024),
         lambda: torch.softmax(x, -1),
         interpreter_repeats=3,
     )
@@ -89,9 +89,10 @@ def _softmax() -> Case:
 
 def _matmul() -> Case:
     a, b, c = (torch.randn(1024, 1024) for _ in range(3))
+    sizes = {"BLOCK_M": 64, "BLOCK_N": 64, "BLOCK_K": 32, "GROUP_M": 8, "PRECISION": "ieee"}
     return Case(
         "matmul 1024^3 fp32",
-        lambda: matmul_kernel[(256,)](a, b, c, 1024, 1024, 1024, *a.stride(), *b.stride(), *c.stride()),
+        lambda: matmul_kernel[(256,)](a, b, c, 1024, 1024, 1024, *a.stride(), *b.stride(), *c.stride(), **sizes),
         lambda: a @ b,
     )
 
