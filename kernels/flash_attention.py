@@ -1,27 +1,29 @@
 """FlashAttention-2 in Triton: attention that never writes the score matrix to memory.
 
-Forward. A program owns BLOCK_M query rows. Their Q tile stays on chip while BLOCK_N keys and values at a time stream past. For each
-block it keeps, per row, the largest score so far (row_max), the sum of exponentials (row_sum) and the un-normalised output (acc);
-when the maximum grows, what was accumulated is scaled down. One division at the end gives O, and row_max + log(row_sum) = LSE is
-all that the backward pass needs to recompute any probability: P = exp(S - LSE).
+Forward. A program owns BLOCK_M query rows. Their Q tile stays on chip while BLOCK_N keys and values at a time stream
+past. For each block it keeps, per row, the largest score so far (row_max), the sum of exponentials (row_sum) and the
+output before its division (acc); when the maximum grows, what was accumulated is scaled down. One division at the end
+gives O, and LSE = row_max + log(row_sum) is all that the backward pass needs to recompute any probability:
+P = exp(S - LSE).
 
 Backward. delta = rowsum(dO * O), then two kernels, each of which recomputes P block by block:
 
     dV = Pᵀ dO      dP = dO Vᵀ      dS = P * (dP - delta)      dK = scale dSᵀ Q      dQ = scale dS K
 
-One owns BLOCK_N keys and walks over the queries (dK, dV), the other owns BLOCK_M queries and walks over the keys (dQ): no two
-programs write the same number, so nothing is atomic and the result is the same in every run.
+One owns BLOCK_N keys and walks over the queries (dK, dV), the other owns BLOCK_M queries and walks over the keys (dQ):
+no two programs write the same number, so nothing is atomic and the result is the same in every run.
 
 What makes it fast as well as right:
-- blocks that every row of the tile sees whole run in a loop without a mask; only blocks that the diagonal or the end of the sequence
-  cuts run in the masked loop;
+- blocks that every row of the tile sees whole run in a loop without a mask; only blocks that the diagonal or the end of
+  the sequence cuts run in the masked loop;
 - exp2 instead of exp, with log2(e) folded into the scale, which makes the exponent one fused multiply-add;
 - products run on tensor cores in the inputs' dtype and are summed in fp32.
 
-Conventions. Tensors are (batch, heads, sequence, dim) with any strides. Query head h reads key/value head h // GROUP. Causal means
-that query i sees keys j <= i, counted from the top left, as in torch's scaled_dot_product_attention. LSE is a natural logarithm,
-fp32, contiguous (batch, heads, len_q); so is delta. A head dim that is not a power of two is padded on chip to BLOCK_D; dim_mask
-and dim_pad are then the loads' mask and filling, and None (nothing to mask) otherwise.
+Conventions. Tensors are (batch, heads, sequence, dim) with any strides. Query head h reads key/value head h // GROUP.
+Causal means that query i sees keys j <= i, counted from the top left, as in torch's scaled_dot_product_attention. LSE
+is a natural logarithm, fp32, contiguous (batch, heads, len_q); so is delta. A head dim that is not a power of two is
+padded on chip to BLOCK_D; dim_mask and dim_pad are then the loads' mask and filling, and None (nothing to mask)
+otherwise. Offsets that grow with the tensor are 64 bits wide.
 
 Source: Dao, FlashAttention-2 (2023), Algorithms 1 and 2; Dao et al., FlashAttention (2022), Appendix B.
 """
@@ -56,6 +58,7 @@ def forward_kernel(
     start_m = tl.program_id(0) * BLOCK_M
     head = tl.program_id(1).to(tl.int64)  # 64 bits: offsets into large tensors exceed 2^31
     batch = tl.program_id(2).to(tl.int64)
+    kv_head = head // GROUP
 
     offs_m = start_m + tl.arange(0, BLOCK_M)
     offs_n = tl.arange(0, BLOCK_N)
@@ -64,10 +67,15 @@ def forward_kernel(
     dim_mask = in_dim if HEAD_DIM < BLOCK_D else None
     dim_pad: tl.constexpr = 0.0 if HEAD_DIM < BLOCK_D else None
 
-    q_ptrs = q_ptr + batch * stride_qb + head * stride_qh + offs_m[:, None].to(tl.int64) * stride_qm + offs_d[None, :] * stride_qd
-    k_ptrs = k_ptr + batch * stride_kb + head // GROUP * stride_kh + offs_n[:, None] * stride_kn + offs_d[None, :] * stride_kd
-    v_ptrs = v_ptr + batch * stride_vb + head // GROUP * stride_vh + offs_n[:, None] * stride_vn + offs_d[None, :] * stride_vd
-    o_ptrs = o_ptr + batch * stride_ob + head * stride_oh + offs_m[:, None].to(tl.int64) * stride_om + offs_d[None, :] * stride_od
+    q_ptr += batch * stride_qb + head * stride_qh
+    k_ptr += batch * stride_kb + kv_head * stride_kh
+    v_ptr += batch * stride_vb + kv_head * stride_vh
+    o_ptr += batch * stride_ob + head * stride_oh
+    rows = offs_m[:, None].to(tl.int64)
+    q_ptrs = q_ptr + rows * stride_qm + offs_d[None, :] * stride_qd
+    k_ptrs = k_ptr + offs_n[:, None] * stride_kn + offs_d[None, :] * stride_kd
+    v_ptrs = v_ptr + offs_n[:, None] * stride_vn + offs_d[None, :] * stride_vd
+    o_ptrs = o_ptr + rows * stride_om + offs_d[None, :] * stride_od
 
     q = tl.load(q_ptrs, mask=(offs_m[:, None] < len_q) & in_dim, other=0.0)  # (BLOCK_M, BLOCK_D)
     row_max = tl.full([BLOCK_M], -float("inf"), tl.float32)
@@ -81,7 +89,7 @@ def forward_kernel(
         visible = tl.minimum(len_k, start_m + BLOCK_M)
         unmasked = tl.minimum(len_k, start_m) // BLOCK_N * BLOCK_N
 
-    for start_n in tl.range(0, unmasked, BLOCK_N):
+    for _ in tl.range(0, unmasked, BLOCK_N):
         k = tl.load(k_ptrs, mask=dim_mask, other=dim_pad)  # (BLOCK_N, BLOCK_D)
         v = tl.load(v_ptrs, mask=dim_mask, other=dim_pad)  # (BLOCK_N, BLOCK_D)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # (BLOCK_M, BLOCK_N), not scaled yet
@@ -117,7 +125,7 @@ def delta_kernel(
     stride_dob, stride_doh, stride_dom, stride_dod,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
 ):  # fmt: skip
-    """delta = rowsum(dO * O), what the softmax's gradient subtracts. Grid: (blocks of queries, query heads, batch)."""
+    """delta = rowsum(dO * O), which the softmax's gradient subtracts. Grid: (blocks of queries, query heads, batch)."""
     head = tl.program_id(1).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
     offs_m = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -139,7 +147,7 @@ def key_value_grads_block(
     start_m, cols, len_q, scale_log2, stride_qm, stride_dom, in_dim, dim_mask, dim_pad: tl.constexpr,
     BLOCK_M: tl.constexpr, CAUSAL: tl.constexpr, MASKED: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Add what BLOCK_M queries contribute to dK and dV. Scores are held transposed, one row per key, so that Pᵀ and dSᵀ need no turning."""
+    """Add what BLOCK_M queries contribute to dK and dV. Scores have one row per key here: Pᵀ and dSᵀ are needed."""
     rows = start_m + tl.arange(0, BLOCK_M)
     shift = tl.cast(start_m, tl.int64)
     if MASKED:
@@ -160,7 +168,7 @@ def key_value_grads_block(
     dv = tl.dot(p_t.to(do.dtype), do, dv, input_precision=PRECISION)  # (BLOCK_N, BLOCK_D)
     dp_t = tl.dot(v, tl.trans(do), input_precision=PRECISION)  # (BLOCK_N, BLOCK_M)
     ds_t = p_t * (dp_t - delta[None, :])
-    dk = tl.dot(ds_t.to(q.dtype), q, dk, input_precision=PRECISION)  # (BLOCK_N, BLOCK_D), times scale at the end
+    dk = tl.dot(ds_t.to(q.dtype), q, dk, input_precision=PRECISION)  # (BLOCK_N, BLOCK_D); times scale at the end
     return dk, dv
 
 
@@ -177,7 +185,10 @@ def key_value_grads_kernel(
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dK and dV of BLOCK_N keys, summed over the GROUP query heads that read them. Grid: (blocks of keys, key/value heads, batch)."""
+    """dK and dV of BLOCK_N keys, summed over the GROUP query heads that read them.
+
+    Grid: (blocks of keys, key/value heads, batch).
+    """
     start_n = tl.program_id(0) * BLOCK_N
     kv_head = tl.program_id(1).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
@@ -207,19 +218,26 @@ def key_value_grads_kernel(
         unmasked = tl.minimum(tl.cdiv(start_n + BLOCK_N, BLOCK_M) * BLOCK_M, whole)
 
     for head in tl.range(kv_head * GROUP, kv_head * GROUP + GROUP):
-        q_ptrs = q_ptr + batch * stride_qb + head * stride_qh + offs_m[:, None] * stride_qm + offs_d[None, :] * stride_qd
-        do_ptrs = do_ptr + batch * stride_dob + head * stride_doh + offs_m[:, None] * stride_dom + offs_d[None, :] * stride_dod
-        lse_ptrs = lse_ptr + (batch * tl.num_programs(1) * GROUP + head) * len_q + offs_m
-        delta_ptrs = delta_ptr + (batch * tl.num_programs(1) * GROUP + head) * len_q + offs_m
-        # The blocks that the diagonal cuts, [first, unmasked), and then the one that the sequence's end cuts, [whole, len_q).
+        head_q_ptr = q_ptr + batch * stride_qb + head * stride_qh
+        head_do_ptr = do_ptr + batch * stride_dob + head * stride_doh
+        q_ptrs = head_q_ptr + offs_m[:, None] * stride_qm + offs_d[None, :] * stride_qd
+        do_ptrs = head_do_ptr + offs_m[:, None] * stride_dom + offs_d[None, :] * stride_dod
+        first_row = (batch * tl.num_programs(1) * GROUP + head) * len_q
+        lse_ptrs = lse_ptr + first_row + offs_m
+        delta_ptrs = delta_ptr + first_row + offs_m
+        # What the diagonal cuts, [first, unmasked), then what the sequence's end cuts, [whole, len_q).
         for block in tl.range(first, unmasked + len_q - tl.maximum(first, whole), BLOCK_M):
             dk, dv = key_value_grads_block(
-                dk, dv, k, v, q_ptrs, do_ptrs, lse_ptrs, delta_ptrs, tl.where(block < unmasked, block, block - unmasked + whole),
-                cols, len_q, scale_log2, stride_qm, stride_dom, in_dim, dim_mask, dim_pad, BLOCK_M, CAUSAL, True, PRECISION)  # fmt: skip
+                dk, dv, k, v, q_ptrs, do_ptrs, lse_ptrs, delta_ptrs,
+                tl.where(block < unmasked, block, block - unmasked + whole), cols, len_q,
+                scale_log2, stride_qm, stride_dom, in_dim, dim_mask, dim_pad, BLOCK_M, CAUSAL, True, PRECISION,
+            )  # fmt: skip
         for start_m in tl.range(unmasked, whole, BLOCK_M):
             dk, dv = key_value_grads_block(
-                dk, dv, k, v, q_ptrs, do_ptrs, lse_ptrs, delta_ptrs, start_m,
-                cols, len_q, scale_log2, stride_qm, stride_dom, in_dim, dim_mask, dim_pad, BLOCK_M, CAUSAL, False, PRECISION)  # fmt: skip
+                dk, dv, k, v, q_ptrs, do_ptrs, lse_ptrs, delta_ptrs,
+                start_m, cols, len_q,
+                scale_log2, stride_qm, stride_dom, in_dim, dim_mask, dim_pad, BLOCK_M, CAUSAL, False, PRECISION,
+            )  # fmt: skip
 
     dk_ptrs = dk_ptr + batch * stride_dkb + kv_head * stride_dkh + keys * stride_dkn + offs_d[None, :] * stride_dkd
     dv_ptrs = dv_ptr + batch * stride_dvb + kv_head * stride_dvh + keys * stride_dvn + offs_d[None, :] * stride_dvd
@@ -239,10 +257,11 @@ def query_grad_kernel(
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, CAUSAL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dQ of BLOCK_M queries. The same walk over the keys as the forward pass. Grid: (blocks of queries, query heads, batch)."""
+    """dQ of BLOCK_M queries, which walk over the keys as in the forward pass. Grid: as forward_kernel."""
     start_m = tl.program_id(0) * BLOCK_M
     head = tl.program_id(1).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
+    kv_head = head // GROUP
 
     offs_m = start_m + tl.arange(0, BLOCK_M)
     offs_n = tl.arange(0, BLOCK_N)
@@ -255,8 +274,10 @@ def query_grad_kernel(
 
     q_ptrs = q_ptr + batch * stride_qb + head * stride_qh + rows * stride_qm + offs_d[None, :] * stride_qd
     do_ptrs = do_ptr + batch * stride_dob + head * stride_doh + rows * stride_dom + offs_d[None, :] * stride_dod
-    k_ptrs = k_ptr + batch * stride_kb + head // GROUP * stride_kh + offs_n[:, None] * stride_kn + offs_d[None, :] * stride_kd
-    v_ptrs = v_ptr + batch * stride_vb + head // GROUP * stride_vh + offs_n[:, None] * stride_vn + offs_d[None, :] * stride_vd
+    k_ptr += batch * stride_kb + kv_head * stride_kh
+    v_ptr += batch * stride_vb + kv_head * stride_vh
+    k_ptrs = k_ptr + offs_n[:, None] * stride_kn + offs_d[None, :] * stride_kd
+    v_ptrs = v_ptr + offs_n[:, None] * stride_vn + offs_d[None, :] * stride_vd
     per_row = (batch * tl.num_programs(1) + head) * len_q + offs_m
     q = tl.load(q_ptrs, mask=inside, other=0.0)  # (BLOCK_M, BLOCK_D)
     do = tl.load(do_ptrs, mask=inside, other=0.0)  # (BLOCK_M, BLOCK_D)
@@ -271,14 +292,14 @@ def query_grad_kernel(
         visible = tl.minimum(len_k, start_m + BLOCK_M)
         unmasked = tl.minimum(len_k, start_m) // BLOCK_N * BLOCK_N
 
-    for start_n in tl.range(0, unmasked, BLOCK_N):
+    for _ in tl.range(0, unmasked, BLOCK_N):
         k = tl.load(k_ptrs, mask=dim_mask, other=dim_pad)  # (BLOCK_N, BLOCK_D)
         v = tl.load(v_ptrs, mask=dim_mask, other=dim_pad)  # (BLOCK_N, BLOCK_D)
         s = tl.dot(q, tl.trans(k), input_precision=PRECISION)  # (BLOCK_M, BLOCK_N)
         p = tl.exp2(s * scale_log2 - lse_log2[:, None])
         dp = tl.dot(do, tl.trans(v), input_precision=PRECISION)  # (BLOCK_M, BLOCK_N)
         ds = p * (dp - delta[:, None])
-        dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)  # (BLOCK_M, BLOCK_D), times scale at the end
+        dq = tl.dot(ds.to(k.dtype), k, dq, input_precision=PRECISION)  # (BLOCK_M, BLOCK_D); times scale at the end
         k_ptrs += BLOCK_N * stride_kn
         v_ptrs += BLOCK_N * stride_vn
 

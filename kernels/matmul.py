@@ -1,12 +1,12 @@
 """Matrix product C = A B in tiles: the kernel that all others are made of.
 
-A program computes one tile of C. It walks along the inner dimension, loads a tile of A and a tile of B, and adds their product to an fp32
-accumulator that never leaves the chip. Every element of A is read once per column of tiles of C rather than once per column of C: a tile
-of BLOCK_M x BLOCK_N does BLOCK_M * BLOCK_N * BLOCK_K multiply-adds for (BLOCK_M + BLOCK_N) * BLOCK_K loads, so larger tiles mean less
-traffic, until they no longer fit.
+A program computes one tile of C. It walks along the inner dimension, loads a tile of A and a tile of B, and adds their
+product to an fp32 accumulator that never leaves the chip. Each step does BLOCK_M * BLOCK_N * BLOCK_K multiply-adds for
+(BLOCK_M + BLOCK_N) * BLOCK_K loads, so larger tiles mean less traffic, until they no longer fit.
 
-Programs that run at the same time should share what they read, through the L2 cache. Hence the order: GROUP_M rows of tiles form a group,
-and programs go down the columns of a group, so that a wave of them is nearly square instead of one long row.
+Programs that run at the same time should share what they read, through the L2 cache. Hence the order: GROUP_M rows of
+tiles form a group, and programs go down the columns of a group, so that a wave of them is nearly square instead of one
+long row.
 """
 
 import triton

@@ -1,8 +1,9 @@
 """Softmax over the rows of a matrix: fused, for rows that fit on chip, and online, for rows of any length.
 
-A softmax needs a row three times: for its maximum, for the sum of its exponentials, and to divide. PyTorch operations one by one read the
-row from memory for each. The fused kernel reads it once and keeps it on chip. The online kernel reads it twice, because it finds maximum
-and sum in a single pass: whenever the maximum grows, the sum so far is scaled down.
+A softmax needs a row three times: for its maximum, for the sum of its exponentials, and to divide. PyTorch operations
+one by one read the row from memory for each. The fused kernel reads it once and keeps it on chip. The online kernel
+reads it twice, because it finds maximum and sum in a single pass: whenever the maximum grows, the sum so far is scaled
+down.
 
 Source: Milakov and Gimelshein, Online normalizer calculation for softmax (2018), Algorithm 3.
 """
@@ -17,7 +18,8 @@ def softmax_kernel(x_ptr, y_ptr, num_cols, stride_xm, stride_xn, stride_ym, stri
     row = tl.program_id(0).to(tl.int64)
     cols = tl.arange(0, BLOCK_N)
     inside = cols < num_cols
-    x = tl.load(x_ptr + row * stride_xm + cols * stride_xn, mask=inside, other=-float("inf")).to(tl.float32)  # (BLOCK_N,)
+    x = tl.load(x_ptr + row * stride_xm + cols * stride_xn, mask=inside, other=-float("inf"))  # (BLOCK_N,)
+    x = x.to(tl.float32)
     y = tl.exp(x - tl.max(x, 0))  # padding: exp(-inf) = 0
     y = y / tl.sum(y, 0)
     tl.store(y_ptr + row * stride_ym + cols * stride_yn, y.to(y_ptr.dtype.element_ty), mask=inside)
@@ -32,14 +34,15 @@ def online_softmax_kernel(x_ptr, y_ptr, num_cols, stride_xm, stride_xn, stride_y
     row_sum = 0.0
     for start in tl.range(0, num_cols, BLOCK_N):
         cols = (start + offs_n).to(tl.int64)
-        x = tl.load(x_ptr + row * stride_xm + cols * stride_xn, mask=cols < num_cols, other=-float("inf")).to(tl.float32)
+        x = tl.load(x_ptr + row * stride_xm + cols * stride_xn, mask=cols < num_cols, other=-float("inf"))
+        x = x.to(tl.float32)
         new_max = tl.maximum(row_max, tl.max(x, 0))
-        # A row may begin with -inf (masked scores): exp(-inf - -inf) would be NaN, so measure from 0 until something finite comes.
+        # A row may begin with -inf (masked) and exp(-inf - -inf) is NaN: measure from 0 until something is finite.
         shift = tl.where(new_max == -float("inf"), 0.0, new_max)
         row_sum = row_sum * tl.exp(row_max - shift) + tl.sum(tl.exp(x - shift), 0)
         row_max = new_max
     for start in tl.range(0, num_cols, BLOCK_N):
         cols = (start + offs_n).to(tl.int64)
-        x = tl.load(x_ptr + row * stride_xm + cols * stride_xn, mask=cols < num_cols, other=0.0).to(tl.float32)
-        y = tl.exp(x - row_max) / row_sum
+        x = tl.load(x_ptr + row * stride_xm + cols * stride_xn, mask=cols < num_cols, other=0.0)
+        y = tl.exp(x.to(tl.float32) - row_max) / row_sum
         tl.store(y_ptr + row * stride_ym + cols * stride_yn, y.to(y_ptr.dtype.element_ty), mask=cols < num_cols)

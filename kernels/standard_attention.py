@@ -1,14 +1,16 @@
-"""Standard attention in Triton, one kernel per line of its definition: every matrix is written to memory and read back.
+"""Standard attention in Triton, one kernel per line of its definition: every matrix goes to memory and is read back.
 
-    forward    S = scale Q Kᵀ    (S += mask)    P = softmax(S)    (P~ = dropout(P))    O = P~ V
-    backward   dV = P~ᵀ dO    dP~ = dO Vᵀ    (dP = dropout'(dP~))    dS = P * (dP - rowsum(P * dP))    dQ = scale dS K    dK = scale dSᵀ Q
+    forward    S = scale Q Kᵀ   (S += mask)   P = softmax(S)   (P~ = dropout(P))   O = P~ V
+    backward   dV = P~ᵀ dO   dP~ = dO Vᵀ   (dP = dropout'(dP~))   dS = P * (dP - rowsum(P * dP))
+               dQ = scale dS K   dK = scale dSᵀ Q
 
-Each kernel is a reasonable one. What makes the whole slow is what lies between them: S, P, dP and dS have len_q x len_k elements per
-head, and each crosses the memory bus several times. ``kernels.flash_attention`` computes the same without any of them.
+Each kernel is a reasonable one. What makes the whole slow is what lies between them: S, P, dP and dS have len_q x len_k
+elements per head, and each crosses the memory bus several times. The kernels in ``flash_attention`` compute the same
+without any of them.
 
-Conventions are those of ``kernels.flash_attention``: (batch, heads, sequence, dim) with any strides, query head h reads key/value head
-h // GROUP, causal is aligned at the top left. S, P, dP, dS and the dropout mask are contiguous (batch, query heads, len_q, len_k); all but
-the mask, which takes a byte per element, have the inputs' dtype. Sums are fp32.
+Conventions are those of ``flash_attention``: (batch, heads, sequence, dim) with any strides, query head h reads
+key/value head h // GROUP, causal is aligned at the top left. S, P, dP, dS and the dropout mask are contiguous (batch,
+query heads, len_q, len_k); all but the mask, which takes a byte per element, have the inputs' dtype. Sums are fp32.
 
 Grids: (tiles, heads, batch), tiles counted row by row; the softmax kernels: (groups of rows of all heads,).
 
@@ -63,8 +65,9 @@ def scores_kernel(
 
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     acc = add_product(
-        acc, q_ptr, k_ptr, rows, cols, len_q, len_k, HEAD_DIM, stride_qm, stride_qd, stride_kd, stride_kn, BLOCK_K, PRECISION
-    )
+        acc, q_ptr, k_ptr, rows, cols, len_q, len_k, HEAD_DIM,
+        stride_qm, stride_qd, stride_kd, stride_kn, BLOCK_K, PRECISION,
+    )  # fmt: skip
     s = acc * scale
     if CAUSAL:
         s = tl.where(cols[None, :] <= rows[:, None], s, -float("inf"))
@@ -74,7 +77,7 @@ def scores_kernel(
 
 @triton.jit
 def mask_kernel(s_ptr, len_q, len_k, CAUSAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr):
-    """S += mask, where the mask is 0, or -inf for a hidden key, and computed from the indices: it is not read from memory."""
+    """S += mask: 0, or -inf for a hidden key. It is computed from the indices, not read from memory."""
     rows, cols = tile_of_program(len_k, BLOCK_M, BLOCK_N)
     head = tl.program_id(1).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
@@ -101,7 +104,7 @@ def softmax_kernel(s_ptr, p_ptr, num_rows, num_cols, BLOCK_ROWS: tl.constexpr, B
 
 @triton.jit
 def drop(p_ptr, dropped_ptr, keep_ptr, offsets, inside, random, dropout_p):
-    """Keep each element whose random number says so, scaled up so that the mean stays; remember which ones in a byte each."""
+    """Keep an element if its random number says so, scaled so that the mean stays; store what was kept, a byte each."""
     p = tl.load(p_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
     keep = random >= dropout_p
     dropped = tl.where(keep, p / (1.0 - dropout_p), 0.0)
@@ -113,7 +116,10 @@ def drop(p_ptr, dropped_ptr, keep_ptr, offsets, inside, random, dropout_p):
 def dropout_kernel(
     p_ptr, dropped_ptr, keep_ptr, dropout_p, seed, len_q, len_k, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr
 ):  # fmt: skip
-    """P~ = dropout(P) and the mask of what was kept. A counter-based generator gives four numbers at a time, for four runs of columns."""
+    """P~ = dropout(P) and the mask of what was kept.
+
+    The random generator works on counters and gives four numbers at a time: one each for four runs of columns.
+    """
     RUN: tl.constexpr = BLOCK_N // 4
     tiles_per_row = tl.cdiv(len_k, BLOCK_N)
     rows = (tl.program_id(0) // tiles_per_row * BLOCK_M + tl.arange(0, BLOCK_M))[:, None]
@@ -146,7 +152,10 @@ def output_kernel(
     o_ptrs = o_ptr + batch * stride_ob + head * stride_oh + rows[:, None] * stride_om + dims[None, :] * stride_od
 
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    acc = add_product(acc, p_ptr, v_ptr, rows, dims, len_q, HEAD_DIM, len_k, len_k, 1, stride_vn, stride_vd, BLOCK_K, PRECISION)
+    acc = add_product(
+        acc, p_ptr, v_ptr, rows, dims, len_q, HEAD_DIM, len_k,
+        len_k, 1, stride_vn, stride_vd, BLOCK_K, PRECISION,
+    )  # fmt: skip
     tl.store(o_ptrs, acc.to(o_ptr.dtype.element_ty), mask=(rows[:, None] < len_q) & (dims[None, :] < HEAD_DIM))
 
 
@@ -159,19 +168,21 @@ def value_grad_kernel(
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dV = Pᵀ dO, summed over the GROUP query heads that read V. Tiles of BLOCK_N keys, all dims; heads are key/value heads."""
+    """dV = Pᵀ dO, summed over the GROUP query heads that read V. Heads of the grid are key/value heads."""
     keys, dims = tile_of_program(HEAD_DIM, BLOCK_N, BLOCK_D)
     kv_head = tl.program_id(1).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
-    dv_ptrs = dv_ptr + batch * stride_dvb + kv_head * stride_dvh + keys[:, None] * stride_dvn + dims[None, :] * stride_dvd
+    dv_ptr += batch * stride_dvb + kv_head * stride_dvh
+    dv_ptrs = dv_ptr + keys[:, None] * stride_dvn + dims[None, :] * stride_dvd
 
     acc = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     for head in tl.range(kv_head * GROUP, kv_head * GROUP + GROUP):
         head_p_ptr = p_ptr + (batch * tl.num_programs(1) * GROUP + head) * len_q * len_k
         head_do_ptr = do_ptr + batch * stride_dob + head * stride_doh
         acc = add_product(
-            acc, head_p_ptr, head_do_ptr, keys, dims, len_k, HEAD_DIM, len_q, 1, len_k, stride_dom, stride_dod, BLOCK_K, PRECISION
-        )
+            acc, head_p_ptr, head_do_ptr, keys, dims, len_k, HEAD_DIM, len_q,
+            1, len_k, stride_dom, stride_dod, BLOCK_K, PRECISION,
+        )  # fmt: skip
     tl.store(dv_ptrs, acc.to(dv_ptr.dtype.element_ty), mask=(keys[:, None] < len_k) & (dims[None, :] < HEAD_DIM))
 
 
@@ -194,8 +205,9 @@ def probability_grad_kernel(
 
     acc = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     acc = add_product(
-        acc, do_ptr, v_ptr, rows, cols, len_q, len_k, HEAD_DIM, stride_dom, stride_dod, stride_vd, stride_vn, BLOCK_K, PRECISION
-    )
+        acc, do_ptr, v_ptr, rows, cols, len_q, len_k, HEAD_DIM,
+        stride_dom, stride_dod, stride_vd, stride_vn, BLOCK_K, PRECISION,
+    )  # fmt: skip
     inside = (rows[:, None] < len_q) & (cols[None, :] < len_k)
     tl.store(dp_ptr + rows[:, None] * len_k + cols[None, :], acc.to(dp_ptr.dtype.element_ty), mask=inside)
 
@@ -214,7 +226,9 @@ def dropout_backward_kernel(dp_ptr, keep_ptr, dropout_p, len_q, len_k, BLOCK_M: 
 
 
 @triton.jit
-def softmax_backward_kernel(p_ptr, dp_ptr, ds_ptr, num_rows, num_cols, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr):
+def softmax_backward_kernel(
+    p_ptr, dp_ptr, ds_ptr, num_rows, num_cols, BLOCK_ROWS: tl.constexpr, BLOCK_COLS: tl.constexpr
+):  # fmt: skip
     """dS = P * (dP - rowsum(P * dP)), rows whole on chip. ds_ptr may be dp_ptr."""
     rows = (tl.program_id(0) * BLOCK_ROWS + tl.arange(0, BLOCK_ROWS)).to(tl.int64)
     cols = tl.arange(0, BLOCK_COLS)
@@ -244,8 +258,12 @@ def query_grad_kernel(
     dq_ptrs = dq_ptr + batch * stride_dqb + head * stride_dqh + rows[:, None] * stride_dqm + dims[None, :] * stride_dqd
 
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    acc = add_product(acc, ds_ptr, k_ptr, rows, dims, len_q, HEAD_DIM, len_k, len_k, 1, stride_kn, stride_kd, BLOCK_K, PRECISION)
-    tl.store(dq_ptrs, (acc * scale).to(dq_ptr.dtype.element_ty), mask=(rows[:, None] < len_q) & (dims[None, :] < HEAD_DIM))
+    acc = add_product(
+        acc, ds_ptr, k_ptr, rows, dims, len_q, HEAD_DIM, len_k,
+        len_k, 1, stride_kn, stride_kd, BLOCK_K, PRECISION,
+    )  # fmt: skip
+    inside = (rows[:, None] < len_q) & (dims[None, :] < HEAD_DIM)
+    tl.store(dq_ptrs, (acc * scale).to(dq_ptr.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -257,17 +275,20 @@ def key_grad_kernel(
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dK = scale dSᵀ Q, summed over the GROUP query heads that read K. Tiles of BLOCK_N keys, all dims; heads are key/value heads."""
+    """dK = scale dSᵀ Q, summed over the GROUP query heads that read K. Heads of the grid are key/value heads."""
     keys, dims = tile_of_program(HEAD_DIM, BLOCK_N, BLOCK_D)
     kv_head = tl.program_id(1).to(tl.int64)
     batch = tl.program_id(2).to(tl.int64)
-    dk_ptrs = dk_ptr + batch * stride_dkb + kv_head * stride_dkh + keys[:, None] * stride_dkn + dims[None, :] * stride_dkd
+    dk_ptr += batch * stride_dkb + kv_head * stride_dkh
+    dk_ptrs = dk_ptr + keys[:, None] * stride_dkn + dims[None, :] * stride_dkd
 
     acc = tl.zeros([BLOCK_N, BLOCK_D], tl.float32)
     for head in tl.range(kv_head * GROUP, kv_head * GROUP + GROUP):
         head_ds_ptr = ds_ptr + (batch * tl.num_programs(1) * GROUP + head) * len_q * len_k
         head_q_ptr = q_ptr + batch * stride_qb + head * stride_qh
         acc = add_product(
-            acc, head_ds_ptr, head_q_ptr, keys, dims, len_k, HEAD_DIM, len_q, 1, len_k, stride_qm, stride_qd, BLOCK_K, PRECISION
-        )
-    tl.store(dk_ptrs, (acc * scale).to(dk_ptr.dtype.element_ty), mask=(keys[:, None] < len_k) & (dims[None, :] < HEAD_DIM))
+            acc, head_ds_ptr, head_q_ptr, keys, dims, len_k, HEAD_DIM, len_q,
+            1, len_k, stride_qm, stride_qd, BLOCK_K, PRECISION,
+        )  # fmt: skip
+    inside = (keys[:, None] < len_k) & (dims[None, :] < HEAD_DIM)
+    tl.store(dk_ptrs, (acc * scale).to(dk_ptr.dtype.element_ty), mask=inside)

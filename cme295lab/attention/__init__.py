@@ -1,13 +1,16 @@
-"""Exact attention, four times, all with the call shape of torch's ``scaled_dot_product_attention``: (batch, heads, sequence, dim).
+"""Exact attention, four times, all with the call shape of torch's ``scaled_dot_product_attention``: (batch, heads,
+sequence, dim).
 
-Read in this order: ``standard`` (the definition, in plain PyTorch), ``online`` (a softmax that is merged block by block), ``tiled``
-(attention that never holds the score matrix, forward and backward, in plain PyTorch), ``flash`` (the same walk as Triton kernels,
-``cme295lab.kernels.flash_attention``), ``materialized`` (the definition as Triton kernels that write every matrix to memory, to be
-counted against flash), ``io`` (how many bytes each of them moves, on paper). ``validation`` and ``block_sizes`` serve them all.
+Read in this order: ``standard`` (the definition, in plain PyTorch), ``online`` (a softmax that is merged block by
+block), ``tiled`` (attention that never holds the score matrix, forward and backward, in plain PyTorch), ``flash`` (the
+same walk as Triton kernels, ``cme295lab.kernels.flash_attention``), ``materialized`` (the definition as Triton kernels
+that write every matrix to memory, to be counted against flash), ``io`` (how many bytes each of them moves, on paper).
+``validation`` and ``block_sizes`` serve them all.
 
-Causal always means that query i sees keys j <= i, aligned at the top left, as in torch. NaN inputs are not an error: a NaN in a query
-makes its own output row NaN, a NaN in a key or value makes every row NaN that sees it. (A NaN or infinite *value* may also reach rows
-that the causal mask hides it from, because 0 * NaN is NaN: all of the score matrix for ``standard``, within a block for the others.)
+Causal always means that query i sees keys j <= i, aligned at the top left, as in torch. NaN inputs are not an error: a
+NaN in a query makes its own output row NaN, a NaN in a key or value makes every row NaN that sees it. (A NaN or
+infinite *value* may also reach rows that the causal mask hides it from, because 0 * NaN is NaN: all of the score matrix
+for ``standard``, within a block for the others.)
 """
 
 from __future__ import annotations

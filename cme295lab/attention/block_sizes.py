@@ -1,8 +1,8 @@
 """The block sizes that the Triton kernels run with when the caller does not choose.
 
-A plain table, not an autotuner: the numbers are there to be read and changed. Each row was compiled for sm_80, sm_90 and sm_100 and
-kept because it fits the 99 KiB of shared memory that a block has on the smallest of today's GPUs (an L4 or an RTX 4090) and spills
-little or nothing in the main loop; none of it was timed on a GPU.
+A plain table, not an autotuner: the numbers are there to be read and changed. Each row was compiled for sm_80, sm_90
+and sm_100 and kept because it fits the 99 KiB of shared memory that a block has on the smallest of today's GPUs (an L4
+or an RTX 4090) and spills little or nothing in the main loop; none of it was timed on a GPU.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from cme295lab.attention.validation import check_block_size
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchConfig:
-    """How one kernel is launched: queries and keys per tile, warps per program, and tiles in flight (software pipelining)."""
+    """How one kernel is launched: queries and keys per tile, warps per program, tiles in flight (pipelining)."""
 
     block_m: int
     block_n: int
@@ -35,7 +35,9 @@ def _config(block_m: int, block_n: int, num_warps: int, num_stages: int) -> Laun
     return LaunchConfig(block_m=block_m, block_n=block_n, num_warps=num_warps, num_stages=num_stages)
 
 
-_WIDE = AttentionConfigs(forward=_config(128, 64, 8, 3), key_value_grads=_config(32, 128, 8, 2), query_grad=_config(128, 64, 8, 2))
+_WIDE = AttentionConfigs(
+    forward=_config(128, 64, 8, 3), key_value_grads=_config(32, 128, 8, 2), query_grad=_config(128, 64, 8, 2)
+)
 
 # (bytes per element, head dim padded to a power of two) -> configurations
 CONFIGS: dict[tuple[int, int], AttentionConfigs] = {
@@ -45,20 +47,29 @@ CONFIGS: dict[tuple[int, int], AttentionConfigs] = {
     (2, 128): AttentionConfigs(
         forward=_config(128, 64, 8, 2), key_value_grads=_config(32, 128, 8, 2), query_grad=_config(64, 64, 4, 2)
     ),
-    (4, 16): AttentionConfigs(forward=_config(64, 32, 8, 2), key_value_grads=_config(32, 32, 8, 1), query_grad=_config(32, 32, 8, 1)),
-    (4, 32): AttentionConfigs(forward=_config(64, 32, 8, 2), key_value_grads=_config(32, 32, 8, 1), query_grad=_config(32, 32, 8, 1)),
-    (4, 64): AttentionConfigs(forward=_config(64, 32, 8, 2), key_value_grads=_config(32, 32, 8, 1), query_grad=_config(32, 32, 8, 1)),
-    (4, 128): AttentionConfigs(forward=_config(64, 16, 8, 2), key_value_grads=_config(16, 32, 8, 1), query_grad=_config(32, 16, 8, 1)),
+    (4, 16): AttentionConfigs(
+        forward=_config(64, 32, 8, 2), key_value_grads=_config(32, 32, 8, 1), query_grad=_config(32, 32, 8, 1)
+    ),
+    (4, 32): AttentionConfigs(
+        forward=_config(64, 32, 8, 2), key_value_grads=_config(32, 32, 8, 1), query_grad=_config(32, 32, 8, 1)
+    ),
+    (4, 64): AttentionConfigs(
+        forward=_config(64, 32, 8, 2), key_value_grads=_config(32, 32, 8, 1), query_grad=_config(32, 32, 8, 1)
+    ),
+    (4, 128): AttentionConfigs(
+        forward=_config(64, 16, 8, 2), key_value_grads=_config(16, 32, 8, 1), query_grad=_config(32, 16, 8, 1)
+    ),
 }
 
 
 def next_block(length: int) -> int:
-    """The smallest power of two that holds `length` and is at least 16, the smallest side that a tensor core multiplies."""
+    """The smallest power of two that holds `length`, and at least 16, which is as small as tensor cores multiply."""
     return max(16, 1 << (length - 1).bit_length())
 
 
 def default_configs(head_dim: int, element_bytes: int, len_q: int, len_k: int) -> AttentionConfigs:
-    """Look the launch configurations up, with tiles no longer than the sequences (rounded up to a power of two, at least 16).
+    """Look the launch configurations up, with tiles no longer than the sequences (rounded up to a power of two, at
+    least 16).
 
     Args:
         head_dim: 16 to 128.
@@ -73,7 +84,9 @@ def default_configs(head_dim: int, element_bytes: int, len_q: int, len_k: int) -
         return replace(config, block_m=block_m, block_n=min(config.block_n, next_block(len_k)))
 
     return AttentionConfigs(
-        forward=shorten(table.forward), key_value_grads=shorten(table.key_value_grads), query_grad=shorten(table.query_grad)
+        forward=shorten(table.forward),
+        key_value_grads=shorten(table.key_value_grads),
+        query_grad=shorten(table.query_grad),
     )
 
 

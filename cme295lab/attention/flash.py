@@ -1,7 +1,8 @@
-"""FlashAttention as an autograd operation: launches ``cme295lab.kernels.flash_attention`` on a GPU, or on a CPU in the simulator.
+"""FlashAttention as an autograd operation: launches ``cme295lab.kernels.flash_attention`` on a GPU, or on a CPU in the
+simulator.
 
-What is kept for the backward pass is Q, K, V, O and one log-sum-exp per query: O(N) beyond the inputs, where standard attention keeps
-N x N probabilities.
+What is kept for the backward pass is Q, K, V, O and one log-sum-exp per query: O(N) beyond the inputs, where standard
+attention keeps N x N probabilities.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ import contextlib
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from cme295lab import simulator
 from cme295lab.attention.block_sizes import AttentionConfigs, LaunchConfig, choose_configs, next_block
 from cme295lab.attention.standard import standard_attention
 from cme295lab.attention.tiled import tiled_attention
@@ -22,16 +25,16 @@ Backend = Literal["auto", "triton", "tiled", "standard"]
 
 
 def flash_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    q: Float[Tensor, "batch heads len_q dim"],
+    k: Float[Tensor, "batch kv_heads len_k dim"],
+    v: Float[Tensor, "batch kv_heads len_k dim"],
     *,
     causal: bool = False,
     scale: float | None = None,
     backend: Backend = "auto",
     block_m: int | None = None,
     block_n: int | None = None,
-) -> Tensor:
+) -> Float[Tensor, "batch heads len_q dim"]:
     """softmax(scale Q Kᵀ) V without a score matrix in memory, differentiable, with grouped-query heads.
 
     Args:
@@ -40,8 +43,9 @@ def flash_attention(
         v: the shape of k.
         causal: query i sees keys j <= i, counted from the top left, as in torch's scaled_dot_product_attention.
         scale: what Q Kᵀ is multiplied by, positive; None means 1 / sqrt(dim).
-        backend: "triton" runs the kernels, on CUDA tensors or in the simulator. "tiled" and "standard" are the plain PyTorch versions
-            and run anywhere, in any floating-point dtype. "auto" is "triton", and an error where that cannot run: nothing falls back.
+        backend: "triton" runs the kernels, on CUDA tensors or in the simulator. "tiled" and "standard" are the plain
+            PyTorch versions and run anywhere, in any floating-point dtype. "auto" is "triton", and an error where that
+            cannot run: nothing falls back.
         block_m: queries per tile, a power of two of at least 16; None looks it up in ``block_sizes``.
         block_n: keys per tile, likewise.
 
@@ -67,7 +71,9 @@ def flash_attention(
 
 class _FlashAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, configs: AttentionConfigs) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, configs: AttentionConfigs
+    ) -> Tensor:
         o, lse = flash_forward(q, k, v, causal=causal, scale=scale, config=configs.forward)
         ctx.save_for_backward(q, k, v, o, lse)
         ctx.causal, ctx.scale, ctx.configs = causal, scale, configs
@@ -87,8 +93,10 @@ class _FlashAttention(torch.autograd.Function):
         return dq, dk, dv, None, None, None
 
 
-def flash_forward(q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, config: LaunchConfig) -> tuple[Tensor, Tensor]:
-    """Launch the forward kernel on checked inputs; return O and the natural log-sum-exp, fp32 (batch, query heads, len_q)."""
+def flash_forward(
+    q: Tensor, k: Tensor, v: Tensor, *, causal: bool, scale: float, config: LaunchConfig
+) -> tuple[Tensor, Tensor]:
+    """Launch the forward kernel on checked inputs; O and the log-sum-exp, fp32 (batch, query heads, len_q)."""
     from cme295lab.kernels.flash_attention import forward_kernel
 
     batch, heads, len_q, _ = q.shape
@@ -117,7 +125,16 @@ def flash_delta(o: Tensor, do: Tensor, *, config: LaunchConfig) -> Tensor:
 
 
 def flash_key_value_grads(
-    q: Tensor, k: Tensor, v: Tensor, do: Tensor, lse: Tensor, delta: Tensor, *, causal: bool, scale: float, config: LaunchConfig
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    do: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    *,
+    causal: bool,
+    scale: float,
+    config: LaunchConfig,
 ) -> tuple[Tensor, Tensor]:
     """Launch the kernel for dK and dV, each in the layout of its input."""
     from cme295lab.kernels.flash_attention import key_value_grads_kernel
@@ -135,7 +152,16 @@ def flash_key_value_grads(
 
 
 def flash_query_grad(
-    q: Tensor, k: Tensor, v: Tensor, do: Tensor, lse: Tensor, delta: Tensor, *, causal: bool, scale: float, config: LaunchConfig
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    do: Tensor,
+    lse: Tensor,
+    delta: Tensor,
+    *,
+    causal: bool,
+    scale: float,
+    config: LaunchConfig,
 ) -> Tensor:
     """Launch the kernel for dQ, in the layout of q."""
     from cme295lab.kernels.flash_attention import query_grad_kernel
@@ -153,18 +179,19 @@ def flash_query_grad(
 
 
 def place_to_run(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
-    """The tensor's GPU; or the simulator, turned on if need be: a backward pass may outlive the `with` block of its forward pass."""
+    """The tensor's GPU, or the simulator.
+
+    It is turned on if need be: a backward pass may come after the `with` block of its forward pass has ended.
+    """
     if tensor.device.type == "cuda":
         return torch.cuda.device(tensor.device)
     if can_run_kernels(tensor):
         return contextlib.nullcontext()
-    from cme295lab import simulator
-
     return simulator.enabled()
 
 
 def input_precision(dtype: torch.dtype) -> str:
-    """How fp32 products are formed: exactly ("ieee") unless the caller allowed TF32 with torch.set_float32_matmul_precision."""
+    """How fp32 products are formed: in fp32 ("ieee"), unless torch.set_float32_matmul_precision allowed TF32."""
     return "ieee" if dtype is torch.float32 and torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 

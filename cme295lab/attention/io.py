@@ -1,18 +1,20 @@
 """How much memory traffic attention causes, on paper: exact counts of the published pseudocode, for any N, d and M.
 
-Counts are in elements, for one head with as many queries as keys, and assume what the pseudocode assumes: a tile is read from memory
-(HBM) each time it is loaded, and what is on chip costs nothing. Notation of the papers: N is the sequence length, d the head dim, M the
-on-chip memory in *elements*, Bc and Br the keys and queries per tile, Tc and Tr how many such tiles there are. Sizes need not divide.
+Counts are in elements, for one head with as many queries as keys, and assume what the pseudocode assumes: a tile is
+read from memory (HBM) each time it is loaded, and what is on chip costs nothing. Notation of the papers: N is the
+sequence length, d the head dim, M the on-chip memory in *elements*, Bc and Br the keys and queries per tile, Tc and Tr
+how many such tiles there are. Sizes need not divide.
 
     standard              forward  4 N^2 + 4 N d                  backward  7 N^2 + 8 N d
     FlashAttention        forward  2 N d + Tc (3 N d + 4 N)       backward  4 N d + Tc (5 N d + 2 N)
     FlashAttention-2      forward  2 N d + 2 Tr N d + N           backward  9 N d + 3 N + Tc (2 N d + 2 N) + 2 Tr N d
     lower bound           N^2 d^2 / M, up to a constant
 
-FlashAttention's forward pass is 12 N^2 d^2 / M to leading order, so for long sequences it moves less than standard attention if and only
-if M > 3 d^2, and M / (3 d^2) times less. Plain Python numbers; nothing here imports torch.
+FlashAttention's forward pass is 12 N^2 d^2 / M to leading order, so for long sequences it moves less than standard
+attention if and only if M > 3 d^2, and M / (3 d^2) times less. Plain Python numbers; nothing here imports torch.
 
-Sources: Dao et al., FlashAttention (2022), Algorithms 0 to 4, Theorem 2 and Proposition 3; Dao, FlashAttention-2 (2023), Algorithms 1, 2.
+Sources: Dao et al., FlashAttention (2022), Algorithms 0 to 4, Theorem 2 and Proposition 3; Dao, FlashAttention-2
+(2023), Algorithms 1, 2.
 """
 
 from __future__ import annotations
@@ -44,20 +46,22 @@ def flash1_block_sizes(d: int, m: int) -> tuple[int, int]:
     """
     _check(d=d, m=m)
     if m < d:
-        raise ValueError(f"m must be at least d, the on-chip memory must hold one row of a matrix; got m={m} and d={d} elements")
+        raise ValueError(
+            f"m must be at least d, the on-chip memory must hold one row of a matrix; got m={m} and d={d} elements"
+        )
     block_keys = _ceil_div(m, 4 * d)
     return block_keys, min(block_keys, d)
 
 
 def flash1_forward_elements(n: int, d: int, m: int) -> int:
-    """2 N d + Tc (3 N d + 4 N): K and V once; per tile of keys, all of Q, O, l, m read and O, l, m written (Algorithm 1)."""
+    """2 N d + Tc (3 N d + 4 N): K, V once; per tile of keys, Q, O, l, m read and O, l, m written (Algorithm 1)."""
     _check(n=n)
     num_key_tiles = _ceil_div(n, flash1_block_sizes(d, m)[0])
     return 2 * n * d + num_key_tiles * (3 * n * d + 4 * n)
 
 
 def flash1_backward_elements(n: int, d: int, m: int) -> int:
-    """4 N d + Tc (5 N d + 2 N): K, V, dK, dV once; per tile of keys, Q, O, dO, dQ, l, m read and dQ written (Algorithm 4)."""
+    """4 N d + Tc (5 N d + 2 N): K, V, dK, dV once; per tile of keys, Q, O, dO, dQ, l, m read, dQ written (Algorithm 4)."""
     _check(n=n)
     num_key_tiles = _ceil_div(n, flash1_block_sizes(d, m)[0])
     return 4 * n * d + num_key_tiles * (5 * n * d + 2 * n)
@@ -80,8 +84,8 @@ def flash2_forward_elements(n: int, d: int, block_m: int, *, causal: bool = Fals
 def flash2_backward_elements(n: int, d: int, block_m: int, block_n: int) -> int:
     """9 N d + 3 N + Tc (2 N d + 2 N) + 2 Tr N d, without a causal mask: what this course's three backward kernels move.
 
-    delta: O, dO -> delta. dK/dV: K, V -> dK, dV once, and per tile of keys all of Q, dO, lse, delta. dQ: Q, dO, lse, delta -> dQ once, and
-    per tile of queries all of K and V.
+    delta: O, dO -> delta. dK/dV: K, V -> dK, dV once, and per tile of keys all of Q, dO, lse, delta. dQ: Q, dO, lse,
+    delta -> dQ once, and per tile of queries all of K and V.
 
     Args:
         n: sequence length.
@@ -97,13 +101,13 @@ def flash2_backward_elements(n: int, d: int, block_m: int, block_n: int) -> int:
 
 
 def lower_bound_elements(n: int, d: int, m: int) -> float:
-    """N^2 d^2 / M, without its unknown constant: no exact algorithm moves asymptotically less for all M in [d, N d] (Proposition 3)."""
+    """N^2 d^2 / M, without its constant: no exact algorithm is of lower order for all M in [d, N d] (Proposition 3)."""
     _check(n=n, d=d, m=m)
     return n * n * d * d / m
 
 
 def crossover_sram_elements(d: int) -> int:
-    """3 d^2: the on-chip memory M, in elements, above which FlashAttention's forward pass beats the standard one for long sequences."""
+    """3 d^2: the M, in elements, above which FlashAttention beats standard attention (forward, long sequences)."""
     _check(d=d)
     return 3 * d * d
 
@@ -126,8 +130,8 @@ def attention_flops(
         batch: sequences.
         causal: count half of the scores, the convention of the FlashAttention authors.
         backward: count forward and backward pass together, not the forward pass alone.
-        recompute: the backward pass forms S again, which makes it 5 products (2.5 x forward) rather than the 4 (2 x) of standard
-            attention.
+        recompute: the backward pass forms S again, which makes it 5 products (2.5 x forward) rather than the 4 (2 x) of
+            standard attention.
 
     Source: Dao et al., FlashAttention (2022), Theorem 1 and Appendix B.
     """
@@ -177,9 +181,11 @@ class PaperTable:
     """Bytes moved by one forward and backward pass.
 
     Attributes:
-        standard_bytes: STANDARD_STEPS; with 2-byte elements 18 NN + 12 ND, NN and ND being the bytes of all N x N and N x d matrices.
+        standard_bytes: STANDARD_STEPS; with 2-byte elements 18 NN + 12 ND, NN and ND being the bytes of all N x N and N
+            x d matrices.
         flash_bytes: Algorithms 1 and 4 with statistics l and m in fp32.
-        flash_initialised_bytes: the same, and the zeros that Algorithm 1 first writes to O, l and m, and Algorithm 4 to dQ.
+        flash_initialised_bytes: the same, and the zeros that Algorithm 1 first writes to O, l and m, and Algorithm 4 to
+            dQ.
     """
 
     standard_bytes: int
@@ -188,12 +194,20 @@ class PaperTable:
 
 
 def paper_table_bytes(
-    *, batch: int = 64, heads: int = 16, n: int = 1024, d: int = 64, element_bytes: int = 2, sram_bytes: int = 192 * 1024
+    *,
+    batch: int = 64,
+    heads: int = 16,
+    n: int = 1024,
+    d: int = 64,
+    element_bytes: int = 2,
+    sram_bytes: int = 192 * 1024,
 ) -> PaperTable:
-    """An accounting that reproduces the memory traffic of FlashAttention's Figure 2 (left): 40.3 GB standard, 4.4 GB flash.
+    """An accounting that reproduces the memory traffic of FlashAttention's Figure 2 (left): 40.3 GB standard, 4.4 GB
+    flash.
 
-    The paper does not state its accounting, and this match with 4.4 is not the only one. Standard attention here adds a mask and drops out
-    in passes of their own, with a 1-byte mask for dropout; flash is Algorithm 1 and Algorithm 4 with blocks for `sram_bytes`.
+    The paper does not state its accounting, and this match with 4.4 is not the only one. Standard attention here adds a
+    mask and drops out in passes of their own, with a 1-byte mask for dropout; flash is Algorithm 1 and Algorithm 4 with
+    blocks for `sram_bytes`.
 
     Args:
         batch, heads, n, d: the size; by default GPT-2 medium as in the figure.
@@ -205,7 +219,8 @@ def paper_table_bytes(
     _check(batch=batch, heads=heads, n=n, d=d, element_bytes=element_bytes, sram_bytes=sram_bytes)
     scores, rows, num_heads = n * n, n * d, batch * heads
     standard = sum(
-        (step.score_matrices * scores + step.row_matrices * rows) * element_bytes + step.byte_masks * scores for step in STANDARD_STEPS
+        (step.score_matrices * scores + step.row_matrices * rows) * element_bytes + step.byte_masks * scores
+        for step in STANDARD_STEPS
     )
     m = sram_bytes // element_bytes
     num_key_tiles = _ceil_div(n, flash1_block_sizes(d, m)[0])
@@ -214,7 +229,9 @@ def paper_table_bytes(
     flash = (elements - statistics) * element_bytes + statistics * 4
     zeros = 2 * rows * element_bytes + 2 * n * 4
     return PaperTable(
-        standard_bytes=standard * num_heads, flash_bytes=flash * num_heads, flash_initialised_bytes=(flash + zeros) * num_heads
+        standard_bytes=standard * num_heads,
+        flash_bytes=flash * num_heads,
+        flash_initialised_bytes=(flash + zeros) * num_heads,
     )
 
 

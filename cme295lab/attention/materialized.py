@@ -1,7 +1,8 @@
 """Standard attention as separate Triton kernels that write S and P to memory: what flash attention is counted against.
 
-Runs wherever ``flash_attention`` runs: on CUDA tensors, or on CPU tensors in the simulator. Its compulsory traffic (each byte once per
-kernel) is that of ``io.STANDARD_STEPS``: with additive mask and dropout 18 NN + 12 ND bytes, forward and backward.
+Runs wherever ``flash_attention`` runs: on CUDA tensors, or on CPU tensors in the simulator. Its compulsory traffic
+(each byte once per kernel) is that of ``io.STANDARD_STEPS``: with additive mask and dropout 18 NN + 12 ND bytes,
+forward and backward.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -24,17 +26,18 @@ _SOFTMAX_TILE = 8192  # elements of a tile of the softmax kernels
 
 
 def standard_attention_kernels(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    q: Float[Tensor, "batch heads len_q dim"],
+    k: Float[Tensor, "batch kv_heads len_k dim"],
+    v: Float[Tensor, "batch kv_heads len_k dim"],
     *,
     causal: bool = False,
     scale: float | None = None,
     additive_mask: bool = False,
     dropout_p: float = 0.0,
     seed: int = 0,
-) -> Tensor:
-    """softmax(scale Q Kᵀ) V by one kernel per step, differentiable; S, P and their gradients go through memory in q's dtype.
+) -> Float[Tensor, "batch heads len_q dim"]:
+    """softmax(scale Q Kᵀ) V by one kernel per step, differentiable; S, P and their gradients go through memory in q's
+    dtype.
 
     Args:
         q: (batch, query heads, len_q, dim), fp16, bf16 or fp32, dim 16 to 128, any strides.
@@ -42,7 +45,8 @@ def standard_attention_kernels(
         v: the shape of k.
         causal: query i sees keys j <= i, counted from the top left.
         scale: what Q Kᵀ is multiplied by, positive; None means 1 / sqrt(dim).
-        additive_mask: add the mask in a pass of its own over S (zeros if not causal), as frameworks did, not in the kernel that makes S.
+        additive_mask: add the mask in a pass of its own over S (zeros if not causal), as frameworks did, not in the
+            kernel that makes S.
         dropout_p: probability of dropping an element of P, in [0, 1); 0 runs no dropout kernels.
         seed: of the dropout; the same seed drops the same elements.
 
@@ -56,10 +60,15 @@ def standard_attention_kernels(
     """
     checked_scale = check_kernel_inputs(q, k, v, scale)
     if k.shape[2] > MAX_LEN_K:
-        raise ValueError(f"k must have at most {MAX_LEN_K} keys, got {k.shape[2]}: a row of scores must fit on chip; use flash_attention")
+        raise ValueError(
+            f"k must have at most {MAX_LEN_K} keys, got {k.shape[2]}: a row of scores must fit on chip; "
+            f"use flash_attention"
+        )
     if not (math.isfinite(dropout_p) and 0.0 <= dropout_p < 1.0):
         raise ValueError(f"dropout_p must be at least 0 and below 1, got {dropout_p!r}")
-    options = _Options(causal=causal, scale=checked_scale, additive_mask=additive_mask, dropout_p=float(dropout_p), seed=seed)
+    options = _Options(
+        causal=causal, scale=checked_scale, additive_mask=additive_mask, dropout_p=float(dropout_p), seed=seed
+    )
     output: Tensor = _StandardAttention.apply(q, k, v, options)
     return output
 
@@ -216,7 +225,7 @@ def _key_grid(k: Tensor) -> tuple[int, int, int]:
 
 
 def _row_tiles(s: Tensor) -> tuple[tuple[int], int, dict[str, int]]:
-    """Grid, number of rows and tile of the softmax kernels: as many whole rows per program as make a tile of reasonable size."""
+    """Grid, number of rows and tile of the softmax kernels: a program takes whole rows, as many as make a fair tile."""
     block_cols = next_block(s.shape[3])
     block_rows = max(1, _SOFTMAX_TILE // block_cols)
     num_rows = s.shape[0] * s.shape[1] * s.shape[2]

@@ -1,10 +1,11 @@
 """Softmax one block at a time: what makes FlashAttention possible.
 
-A softmax seems to need a whole row, because it divides by a sum over it. But the pair (max, sum) of a block, and its weighted values, can
-be merged with those of another block exactly: bring both to the larger maximum, then add. Merging is associative and commutative, so
-blocks may come in any order, in pieces, on different processors.
+A softmax seems to need a whole row, because it divides by a sum over it. But the pair (max, sum) of a block, and its
+weighted values, can be merged with those of another block exactly: bring both to the larger maximum, then add. Merging
+is associative and commutative, so blocks may come in any order, in pieces, on different processors.
 
-Source: Milakov and Gimelshein, Online normalizer calculation for softmax (2018); Dao et al., FlashAttention (2022), section 3.1.
+Source: Milakov and Gimelshein, Online normalizer calculation for softmax (2018); Dao et al., FlashAttention (2022),
+section 3.1.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 
@@ -22,7 +24,8 @@ class SoftmaxState:
     Attributes:
         max: the largest score m of each row, (...,); -inf where nothing has been seen.
         sum: l = sum over the scores x of exp(x - m), (...,).
-        output: sum over the scores x of exp(x - m) times the value that belongs to x, (..., dim); not divided by l yet. Or None.
+        output: sum over the scores x of exp(x - m) times the value that belongs to x, (..., dim); not divided by l yet.
+            Or None.
     """
 
     max: Tensor
@@ -30,7 +33,9 @@ class SoftmaxState:
     output: Tensor | None = None
 
     @classmethod
-    def of(cls, scores: Tensor, values: Tensor | None = None) -> SoftmaxState:
+    def of(
+        cls, scores: Float[Tensor, "... block"], values: Float[Tensor, "... block dim"] | None = None
+    ) -> SoftmaxState:
         """The state of one block.
 
         Args:
@@ -41,10 +46,13 @@ class SoftmaxState:
             ValueError: an empty block, or values whose block length is not that of the scores.
         """
         if scores.ndim == 0 or scores.shape[-1] == 0:
-            raise ValueError(f"scores must have at least one element along the last dimension, got shape {tuple(scores.shape)}")
+            raise ValueError(
+                f"scores must have at least one element along the last dimension, got shape {tuple(scores.shape)}"
+            )
         if values is not None and (values.ndim < 2 or values.shape[-2] != scores.shape[-1]):
             raise ValueError(
-                f"values must be (..., {scores.shape[-1]}, dim) to go with scores {tuple(scores.shape)}, got {tuple(values.shape)}"
+                f"values must be (..., {scores.shape[-1]}, dim) to go with scores {tuple(scores.shape)}, "
+                f"got {tuple(values.shape)}"
             )
         row_max = scores.amax(dim=-1)  # (...,)
         p = torch.exp(scores - _finite(row_max).unsqueeze(-1))  # (..., block)
@@ -86,10 +94,11 @@ def merge(a: SoftmaxState, b: SoftmaxState) -> SoftmaxState:
     return SoftmaxState(row_max, a.sum * scale_a + b.sum * scale_b, output)
 
 
-def online_softmax(x: Tensor, *, block_size: int) -> Tensor:
+def online_softmax(x: Float[Tensor, "... n"], *, block_size: int) -> Float[Tensor, "... n"]:
     """softmax(x) along the last dimension, having looked at one block of it at a time.
 
-    The first pass merges the blocks' states, the second writes exp(x - lse). Exact: it equals torch.softmax up to rounding.
+    The first pass merges the blocks' states, the second writes exp(x - lse). Exact: it equals torch.softmax up to
+    rounding.
 
     Args:
         x: (..., n), floating point.

@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cme295lab.attention.validation import check_inputs
 
 
-def standard_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False, scale: float | None = None) -> Tensor:
+def standard_attention(
+    q: Float[Tensor, "batch heads len_q dim"],
+    k: Float[Tensor, "batch kv_heads len_k dim"],
+    v: Float[Tensor, "batch kv_heads len_k dim"],
+    *,
+    causal: bool = False,
+    scale: float | None = None,
+) -> Float[Tensor, "batch heads len_q dim"]:
     """softmax(scale Q Kᵀ) V, with the N x N scores and probabilities held in memory.
 
     Scores and softmax are computed in fp32 for fp16 and bf16 inputs, and in the inputs' own dtype for fp32 and fp64.
@@ -41,6 +49,6 @@ def standard_attention(q: Tensor, k: Tensor, v: Tensor, *, causal: bool = False,
     return (p @ v.to(compute_dtype)).to(q.dtype)
 
 
-def causal_mask(len_q: int, len_k: int, *, device: torch.device | None = None) -> Tensor:
+def causal_mask(len_q: int, len_k: int, *, device: torch.device | None = None) -> Bool[Tensor, "len_q len_k"]:
     """True where query i sees key j, that is where j <= i: (len_q, len_k), aligned at the top left."""
     return torch.ones(len_q, len_k, dtype=torch.bool, device=device).tril()

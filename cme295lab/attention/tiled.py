@@ -1,10 +1,12 @@
-"""FlashAttention's algorithm in plain PyTorch: two loops over tiles, forward and backward, nothing of size N x N ever held.
+"""FlashAttention's algorithm in plain PyTorch: two loops over tiles, forward and backward, nothing of size N x N ever
+held.
 
-The same walk as the Triton kernels in ``cme295lab.kernels.flash_attention``, with batch and heads handled by PyTorch, in any
-floating-point dtype (so that gradcheck can judge it in fp64). Read it first; the kernels are this, tile by tile, on a GPU.
+The same walk as the Triton kernels in ``cme295lab.kernels.flash_attention``, with batch and heads handled by PyTorch,
+in any floating-point dtype (so that gradcheck can judge it in fp64). Read it first; the kernels are this, tile by tile,
+on a GPU.
 
-Query heads that share a key/value head are laid out as one more dimension: q is (batch, kv_heads, group, len_q, dim), and k and v are
-(batch, kv_heads, 1, len_k, dim).
+Query heads that share a key/value head are laid out as one more dimension: q is (batch, kv_heads, group, len_q, dim),
+and k and v are (batch, kv_heads, 1, len_k, dim).
 
 Source: Dao, FlashAttention-2 (2023), Algorithms 1 and 2.
 """
@@ -15,6 +17,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
@@ -22,15 +25,15 @@ from cme295lab.attention.validation import check_block_size, check_inputs
 
 
 def tiled_attention(
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    q: Float[Tensor, "batch heads len_q dim"],
+    k: Float[Tensor, "batch kv_heads len_k dim"],
+    v: Float[Tensor, "batch kv_heads len_k dim"],
     *,
     causal: bool = False,
     scale: float | None = None,
     block_m: int = 64,
     block_n: int = 64,
-) -> Tensor:
+) -> Float[Tensor, "batch heads len_q dim"]:
     """softmax(scale Q Kᵀ) V tile by tile, differentiable, with O(N) memory beyond inputs and output.
 
     Args:
@@ -57,7 +60,9 @@ def tiled_attention(
 
 class _TiledAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, block_m: int, block_n: int) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, block_m: int, block_n: int
+    ) -> Tensor:
         o, lse = tiled_forward(q, k, v, causal=causal, scale=scale, block_m=block_m, block_n=block_n)
         ctx.save_for_backward(q, k, v, o, lse)
         ctx.options = {"causal": causal, "scale": scale, "block_m": block_m, "block_n": block_n}
@@ -99,7 +104,17 @@ def tiled_forward(
 
 
 def tiled_backward(
-    q: Tensor, k: Tensor, v: Tensor, o: Tensor, lse: Tensor, do: Tensor, *, causal: bool, scale: float, block_m: int, block_n: int
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    o: Tensor,
+    lse: Tensor,
+    do: Tensor,
+    *,
+    causal: bool,
+    scale: float,
+    block_m: int,
+    block_n: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """dQ, dK and dV; every tile of probabilities is computed once more, from the scores and the log-sum-exp."""
     compute_dtype = lse.dtype
@@ -118,7 +133,9 @@ def tiled_backward(
             p = torch.exp(s - lse_tile)  # (batch, kv_heads, group, block_m, block_n)
             dp = do_tile @ v_tile.transpose(-2, -1)
             ds = p * (dp - delta_tile)
-            dv[:, :, cols] += (p.transpose(-2, -1) @ do_tile).sum(dim=2)  # the group's heads share k and v: their gradients add
+            dv[:, :, cols] += (p.transpose(-2, -1) @ do_tile).sum(
+                dim=2
+            )  # the group's heads share k and v: their gradients add
             dk[:, :, cols] += (ds.transpose(-2, -1) @ q_tile).sum(dim=2) * scale
             dq_tile += (ds @ k_tile) * scale
     return dq.to(q.dtype), dk.to(k.dtype), dv.to(v.dtype)

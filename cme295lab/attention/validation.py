@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from cme295lab import simulator
+
 MIN_HEAD_DIM, MAX_HEAD_DIM = 16, 128
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -22,7 +24,8 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> float:
 
     Raises:
         TypeError: an argument is not a tensor, or not floating point.
-        ValueError: ranks, shapes, dtypes, devices or the scale do not fit together; the message says which and what to do.
+        ValueError: ranks, shapes, dtypes, devices or the scale do not fit together; the message says which and what to
+            do.
     """
     for name, tensor in (("q", q), ("k", k), ("v", v)):
         if not isinstance(tensor, Tensor):
@@ -35,12 +38,19 @@ def check_inputs(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> float:
                 f"add the missing ones with .unsqueeze(...)"
             )
         if tensor.numel() == 0:
-            raise ValueError(f"{name} must not be empty, got shape {tuple(tensor.shape)}: attention over nothing has no value")
+            raise ValueError(
+                f"{name} must not be empty, got shape {tuple(tensor.shape)}: attention over nothing has no value"
+            )
     for name, tensor in (("k", k), ("v", v)):
         if tensor.dtype != q.dtype:
-            raise ValueError(f"q, k and v must have one dtype, got q {q.dtype} and {name} {tensor.dtype}; convert with .to(q.dtype)")
+            raise ValueError(
+                f"q, k and v must have one dtype, got q {q.dtype} and {name} {tensor.dtype}; convert with .to(q.dtype)"
+            )
         if tensor.device != q.device:
-            raise ValueError(f"q, k and v must be on one device, got q on {q.device} and {name} on {tensor.device}; use .to(q.device)")
+            raise ValueError(
+                f"q, k and v must be on one device, got q on {q.device} and {name} on {tensor.device}; "
+                f"use .to(q.device)"
+            )
     _check_shapes(q, k, v)
     if scale is None:
         return 1.0 / math.sqrt(q.shape[-1])
@@ -58,21 +68,24 @@ def _check_shapes(q: Tensor, k: Tensor, v: Tensor) -> None:
         raise ValueError(f"q and k must have the same head dim, got {q.shape[3]} and {k.shape[3]}")
     if q.shape[1] % k.shape[1] != 0:
         raise ValueError(
-            f"the number of query heads must be a multiple of the number of key/value heads, got {q.shape[1]} and {k.shape[1]}: "
-            f"each key/value head serves a whole group of query heads"
+            f"the number of query heads must be a multiple of the number of key/value heads, "
+            f"got {q.shape[1]} and {k.shape[1]}: each key/value head serves a whole group of query heads"
         )
 
 
 def check_kernel_inputs(q: Tensor, k: Tensor, v: Tensor, scale: float | None) -> float:
-    """As :func:`check_inputs`, and what the Triton kernels need beyond it: a supported dtype and head dim, and a place to run.
+    """As :func:`check_inputs`, and what the Triton kernels need beyond it: a supported dtype and head dim, and a place
+    to run.
 
     Raises:
-        TypeError, ValueError: see :func:`check_inputs`; also a dtype other than fp16, bf16 and fp32, a head dim outside 16 to 128,
-            or tensors on a device where no kernel can run.
+        TypeError, ValueError: see :func:`check_inputs`; also a dtype other than fp16, bf16 and fp32, a head dim outside
+            16 to 128, or tensors on a device where no kernel can run.
     """
     scale = check_inputs(q, k, v, scale)
     if q.dtype not in KERNEL_DTYPES:
-        raise ValueError(f"the Triton kernels take fp16, bf16 and fp32, got {q.dtype}; use backend='tiled' for it, or convert the inputs")
+        raise ValueError(
+            f"the Triton kernels take fp16, bf16 and fp32, got {q.dtype}; use backend='tiled', or convert the inputs"
+        )
     if not MIN_HEAD_DIM <= q.shape[3] <= MAX_HEAD_DIM:
         raise ValueError(
             f"the Triton kernels take head dims from {MIN_HEAD_DIM} to {MAX_HEAD_DIM}, got {q.shape[3]}; "
@@ -81,7 +94,7 @@ def check_kernel_inputs(q: Tensor, k: Tensor, v: Tensor, scale: float | None) ->
     if not can_run_kernels(q):
         raise ValueError(
             f"q, k and v are on {q.device}, where a Triton kernel only runs in the simulator; wrap the call in "
-            f"`with cme295lab.simulator.enabled():`, or pass backend='tiled' (plain PyTorch), or move the tensors to a GPU"
+            f"`with cme295lab.simulator.enabled():`, or pass backend='tiled' (plain PyTorch), or move them to a GPU"
         )
     return scale
 
@@ -95,18 +108,5 @@ def check_block_size(name: str, value: int, smallest: int = 16) -> None:
 
 
 def can_run_kernels(tensor: Tensor) -> bool:
-    """Whether a Triton launch on this tensor would run: on a CUDA device, or on the CPU while the simulator is enabled."""
-    if tensor.device.type == "cuda":
-        return True
-    return tensor.device.type == "cpu" and simulator_is_enabled()
-
-
-def simulator_is_enabled() -> bool:
-    """Whether CPU launches go to the simulator just now. The simulator is imported only here: PyTorch-only use needs no Triton."""
-    try:
-        from cme295lab import simulator
-    except ModuleNotFoundError as error:
-        if error.name != "triton":
-            raise
-        return False  # Triton has no wheel for this platform, so there is nothing to run
-    return simulator.is_enabled()
+    """Whether a Triton launch on this tensor would run: on a CUDA device, or on the CPU in the simulator."""
+    return tensor.device.type == "cuda" or (tensor.device.type == "cpu" and simulator.is_enabled())
