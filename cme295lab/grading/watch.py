@@ -21,6 +21,8 @@ _ATTENTION = ("scaled_dot_product", "flash_attention", "efficient_attention", "f
 # Ways out of PyTorch, where nothing can be counted.
 _WAYS_OUT = ("Tensor.numpy", "Tensor.__array__", "Tensor.tolist", "Tensor.data_ptr", "Tensor.__dlpack__")
 _LIBRARY = "cme295lab.attention"
+# No attention without a matrix product: only there is it worth asking who called.
+_PRODUCTS = ("matmul", "mm", "bmm", "baddbmm", "einsum", "__matmul__", "__rmatmul__", "linear")
 
 
 @dataclass(frozen=True)
@@ -84,15 +86,21 @@ class Watch:
             self.largest = Allocation(tuple(tensor.shape), num_elements, operator, self._line())
 
     def called(self, name: str) -> None:
-        """Record a call, if it is one that does the exercise's work or that escapes the counting."""
-        if any(part in name for part in _ATTENTION):
-            self._forbid(f"your code calls {name}, ready-made attention: write the tiles yourself", name)
-        elif name.endswith(_WAYS_OUT):
-            self._forbid(f"your code leaves PyTorch through {name}, so its memory cannot be measured", name)
-        elif _called_from_library():
-            self._forbid(f"your code calls the library's {_LIBRARY}: write the tiles yourself", _LIBRARY)
+        """Record a call, if it is one that does the exercise's work or that escapes the counting.
 
-    def _forbid(self, sentence: str, name: str) -> None:
+        Args:
+            name: of the function or operator, such as "torch.Tensor.matmul".
+        """
+        if name not in _JUDGED_NAMES:
+            _JUDGED_NAMES[name] = _reason(name)
+        reason = _JUDGED_NAMES[name]
+        if reason == _IF_LIBRARY:
+            if _called_from_library():
+                self._forbid(f"your code calls the library's {_LIBRARY}: write the tiles yourself")
+        elif reason:
+            self._forbid(reason)
+
+    def _forbid(self, sentence: str) -> None:
         line = self._line()
         sentence = f"{sentence} ({line})" if line else sentence
         if sentence not in self.forbidden:
@@ -116,6 +124,19 @@ class Watch:
                 return f"line {frame.f_lineno}: {linecache.getline(filename, frame.f_lineno).strip()}".rstrip(": ")
             frame = frame.f_back
         return ""
+
+
+_IF_LIBRARY = "if the library called it"
+_JUDGED_NAMES: dict[str, str] = {}  # tens of thousands of calls, tens of names
+
+
+def _reason(name: str) -> str:
+    """Why a function must not be called, or an empty string."""
+    if any(part in name for part in _ATTENTION):
+        return f"your code calls {name}, ready-made attention: write the tiles yourself"
+    if name.endswith(_WAYS_OUT):
+        return f"your code leaves PyTorch through {name}, so its memory cannot be measured"
+    return _IF_LIBRARY if name.rpartition(".")[2] in _PRODUCTS else ""
 
 
 def _called_from_library() -> bool:
@@ -148,7 +169,7 @@ class _Operators(TorchDispatchMode):
         self.watch = watch
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = str(func)
+        name = func.name()
         self.watch.called(name)
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):

@@ -4,7 +4,7 @@ Read `reference` (the truth, and what known mistakes give), then `merge`, `tiled
 """
 
 from cme295lab.grading.exercise import Exercise
-from cme295lab.grading.flash_attention import kernel, merge, tiled
+from cme295lab.grading.flash_attention import kernel, merge, tiled, traffic
 from cme295lab.grading.flash_attention.hints import HINTS
 
 _ALL = (
@@ -26,6 +26,13 @@ _ALL = (
         hints=HINTS["flash_attention/3"],
         check=kernel.properties,
         refuse=kernel.refuse,
+    ),
+    Exercise(
+        id="flash_attention/4",
+        title="Count the traffic",
+        hints=HINTS["flash_attention/4"],
+        check=traffic.properties,
+        refuse=traffic.refuse,
     ),
 )
 EXERCISES = {exercise.id: exercise for exercise in _ALL}

@@ -102,7 +102,7 @@ def observe_kernel(kernel: Any, case: Case, time_limit_s: float = 5.0) -> Observ
     Args:
         kernel: the student's `@triton.jit` kernel.
         case: the input; its heads are laid out one after the other.
-        time_limit_s: wall-clock seconds before it is stopped.
+        time_limit_s: seconds of computing before it is stopped.
 
     Returns:
         `outputs["o"]` and `outputs["lse"]`, NaN where nothing was written, and what was counted.

@@ -41,14 +41,14 @@ def properties(
     return [
         _property(_FULL, case(96), weight=2),
         _property("the causal mask hides keys after the query, and only those", case(96, causal=True)),
-        _property(_TILED, case(1024), weight=3, needs=(_FULL,), judge=judge_memory),
+        _property(_TILED, case(768), weight=3, needs=(_FULL,), judge=judge_memory),
         _property("lengths that the block size does not divide work", case(ragged), needs=tiled),
         _property("such lengths work with the causal mask", case(ragged, causal=True), needs=tiled),
         _property("large scores do not overflow", loud, needs=tiled),
         _property("the block size changes nothing", case(96, blocks=(24, 24)), needs=tiled, kind=Kind.NOT_EXACT),
         _property(
             "float16 inputs are accumulated in float32",
-            accumulation_case(512),
+            accumulation_case(384),
             needs=tiled,
             judge=lambda case, seen: judge_accumulation(case, seen.outputs["result"]),
         ),
