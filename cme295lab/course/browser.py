@@ -50,7 +50,7 @@ def install_browser() -> Path:
         update, install = [*sudo, "apt-get", "update"], [*sudo, "apt-get", "install", "-y", "chromium"]
         attempts.insert(0, ["sh", "-c", f"{' '.join(update)} && {' '.join(install)}"])
     for command in attempts:
-        finished = subprocess.run(command, check=False)
+        finished = subprocess.run(command, check=False, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"})
         if finished.returncode == 0 and (found := find_browser()):
             return found
     tried = "; ".join(" ".join(command) for command in attempts)
