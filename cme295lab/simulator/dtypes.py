@@ -179,6 +179,14 @@ def of_number(value: bool | int | float) -> DType:
     return float32 if ordinary else float64
 
 
+def of_argument(value: bool | int | float) -> DType:
+    """The type that Triton gives to a number passed to a launch."""
+    if isinstance(value, float):
+        return float32
+    dtype = of_number(value)
+    return int64 if dtype == uint32 else dtype
+
+
 def promote_integers(a: DType, b: DType) -> DType:
     """C's usual arithmetic conversions: the wider type wins, unsigned wins among equals."""
     if a.signed == b.signed:

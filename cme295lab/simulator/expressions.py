@@ -173,12 +173,21 @@ class Expressions:
             return value
         source = self.frame.source
         if name in source.closure:
-            return self._resolve(source.closure[name].cell_contents)
+            return self._outside(name, source.closure[name].cell_contents)
         if name in source.globals:
-            return self._resolve(source.globals[name])
+            return self._outside(name, source.globals[name])
         if name in _PYTHON_FUNCTIONS:
             return Builtin(name, lambda m, *args, **kwargs: self._python_builtin(name, *args, **kwargs))
         raise SimulatorError(f"the name {name!r} is not defined (or not on the path that was taken)")
+
+    def _outside(self, name: str, value: Any) -> Any:
+        """An object that the kernel finds outside itself."""
+        if not frontend.is_constant_global(value):
+            raise KernelTypeError(
+                f"the global {name!r} is a {type(value).__name__}: Triton lets kernels see only tl.constexpr globals; "
+                f"write {name} = tl.constexpr(...), or pass it as an argument"
+            )
+        return self._resolve(value)
 
     def _resolve(self, value: Any) -> Any:
         if isinstance(value, Block | int | float | str | Builtin):
@@ -238,7 +247,7 @@ class Expressions:
             return block.num_elements
         if name == "type":
             return block.pointer_type if isinstance(block, Pointer) else block.dtype
-        if name in METHODS or name.startswith("atomic_"):
+        if name in METHODS:
             return _method(name, block)
         raise UnsupportedFeatureError(f"the attribute .{name} of a kernel value")
 

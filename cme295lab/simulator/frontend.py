@@ -76,6 +76,17 @@ def constexpr_names(function: Callable[..., Any]) -> frozenset[str]:
     return frozenset(names)
 
 
+def constant_value(x: Any) -> Any:
+    """The value inside a tl.constexpr; anything else as it is."""
+    return x.value if _is_instance(x, "constexpr") else x
+
+
+def is_constant_global(x: Any) -> bool:
+    """Whether Triton lets a kernel use this object from outside the kernel."""
+    is_triton = _is_instance(x, "constexpr", "dtype", "ConstexprFunction") or _is_language(x)
+    return is_triton or is_kernel(x) or isinstance(x, types.ModuleType) or hasattr(x, "_fields")
+
+
 def resolve(x: Any, *, native: Callable[[str], Any | None], language: Any, kernel: Callable[[Any], Any]) -> Any:
     """The simulator's counterpart of an object that a kernel refers to.
 
@@ -145,8 +156,11 @@ def unwrap(kernel: Any, bound: dict[str, Any], options: dict[str, Any]) -> tuple
         if _is_instance(kernel, "Autotuner"):
             kernel.nargs = bound
             chosen = kernel.prune_configs(options)[0]
-            options = {**options, **chosen.kwargs}
+            kernel.nargs = None
+            options = {**options, **chosen.all_kwargs()}
             config = str(chosen)
+            if chosen.pre_hook is not None:
+                chosen.pre_hook({**bound, **options})
         elif _is_instance(kernel, "Heuristics"):
             for name, rule in kernel.values.items():
                 options = {**options, name: rule({**bound, **options})}

@@ -41,7 +41,7 @@ class Interpreter(Expressions):
 
     def run(self, function: Callable[..., Any], arguments: Variables) -> None:
         """Run a kernel for the machine's active programs."""
-        self._enter(kernel_source(function), dict(arguments))
+        self._enter(kernel_source(function), {n: self._resolve(v) for n, v in arguments.items()})
 
     def call(self, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Call anything a kernel can call."""
@@ -203,12 +203,12 @@ class Interpreter(Expressions):
         if node.orelse:
             raise UnsupportedFeatureError("for … else")
         if isinstance(iterable, Range):
+            if iterable.static and any(isinstance(b, Block) for b in iterable.bounds):
+                raise KernelTypeError("tl.static_range needs compile-time bounds")
             bounds = [self._bound(b) for b in iterable.bounds]
             if all(isinstance(b, int) for b in bounds):
                 start, stop, step = bounds
                 self._plain_loop(node, range(start, stop, step), compile_time=iterable.static)
-            elif iterable.static:
-                raise KernelTypeError("tl.static_range needs compile-time bounds")
             else:
                 self._ragged_loop(node, bounds)
         elif isinstance(iterable, tuple | list):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cme295lab.simulator import frontend
+from cme295lab.simulator import dtypes, frontend
 from cme295lab.simulator.errors import SimulatorError, UnsupportedFeatureError
 from cme295lab.simulator.interpreter import Interpreter
 from cme295lab.simulator.machine import Counters, Machine
@@ -24,6 +24,14 @@ from cme295lab.simulator.values import Pointer, scalar
 
 ELEMENT_BUDGET = 1 << 20
 _ORDERED = frozenset({"atomic_cas", "atomic_xchg"})
+_COMPILER_OPTIONS = frozenset(
+    [
+        "num_warps", "num_stages", "num_ctas", "maxnreg", "warp_size", "ptx_version", "ptx_options", "ir_override",
+        "enable_fp_fusion", "launch_cooperative_grid", "launch_pdl", "debug", "sanitize_overflow", "extern_libs",
+        "arch", "instrumentation_mode", "min_shared_mem", "waves_per_eu", "matrix_instr_nonkdim", "kpack",
+        "schedule_hint",
+    ]
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +97,7 @@ def _signature(kernel: Any) -> Any:
 
 
 def _bind(source: KernelSource, args: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
-    known = {k: v for k, v in options.items() if k in source.signature.parameters}
+    known = {k: v for k, v in options.items() if k in source.signature.parameters or k not in _COMPILER_OPTIONS}
     try:
         bound = source.signature.bind(*args, **known)
     except TypeError as error:
@@ -97,7 +105,7 @@ def _bind(source: KernelSource, args: tuple[Any, ...], options: dict[str, Any]) 
             f"launching {source.name}: {error}; its parameters are {', '.join(source.signature.parameters)}"
         ) from None
     bound.apply_defaults()
-    return dict(bound.arguments)
+    return {name: frontend.constant_value(value) for name, value in bound.arguments.items()}
 
 
 def _grid(grid: Any, bound: dict[str, Any]) -> tuple[int, int, int]:
@@ -120,7 +128,7 @@ def _argument(name: str, value: Any, machine: Machine, storages: list[Storage]) 
         storages.append(storage)
         return Pointer([np.array([storage.first_element], np.int64)], storage.dtype, (), machine.active, storage)
     if isinstance(value, bool | int | float):
-        return scalar(value, machine.active)
+        return scalar(value, machine.active, dtypes.of_argument(value))
     if isinstance(value, tuple | list):
         return tuple(_argument(f"{name}.{i}", v, machine, storages) for i, v in enumerate(value))
     if value is None or isinstance(value, str):

@@ -59,6 +59,8 @@ def arange(m: Machine, start: object, end: object) -> Block:
 
 @native("full")
 def full(m: Machine, shape: object, value: Operand, dtype: DType) -> Block:
+    if not isinstance(dtype, DType):
+        raise KernelTypeError(f"tl.full and tl.zeros need a type such as tl.float32, got {dtype!r}")
     sizes = block_shape(shape, "tl.full") if shape not in ((), []) else ()
     one = casts.cast(m, value, dtype) if isinstance(value, Block) else scalar(value, m.active, dtype)
     return sharing(one, result(m, lifted(one.data(m.active), len(sizes)), dtype, sizes))
@@ -115,13 +117,13 @@ def _register_atomics() -> None:
         ) -> Block:
             return atomics.atomic(m, _op, pointer, val, mask)
 
-        native(f"atomic_{op}")(run)
+        native(f"atomic_{op}", method=True)(run)
 
 
 _register_atomics()
 
 
-@native("atomic_cas")
+@native("atomic_cas", method=True)
 def atomic_cas(m: Machine, pointer: Operand, cmp: Operand, val: Operand, sem: Any = None, scope: Any = None) -> Block:
     return atomics.compare_and_swap(m, pointer, cmp, val)
 

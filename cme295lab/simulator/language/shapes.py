@@ -39,7 +39,8 @@ def _expanded(array: Any, axis: int) -> Any:
 def broadcast_to(m: Machine, input: Operand, *shape: Any) -> Block:
     block = input if isinstance(input, Block) else scalar(input, m.active)
     target = _sizes(shape)
-    if tuple(np.broadcast_shapes(block.shape, target)) != target:
+    missing = len(target) - len(block.shape)
+    if missing < 0 or any(n not in (1, t) for n, t in zip(block.shape, target[missing:], strict=True)):
         raise KernelTypeError(f"cannot broadcast a block of shape {block.shape} to {target}")
     return block.viewed([lifted(t, len(target)) for t in block.terms(m.active)], target, m.active)
 
