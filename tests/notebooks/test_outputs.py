@@ -59,6 +59,11 @@ def test_widget_keeps_its_still_picture_and_says_how_to_use_it() -> None:
     }
 
 
+def test_counter_of_a_result_follows_its_cell() -> None:
+    (output,) = normalised(new_output("execute_result", {"text/plain": "42"}, execution_count=17))
+    assert output.execution_count == 1
+
+
 def test_plotly_and_scripts_are_replaced_by_text() -> None:
     data = {"application/vnd.plotly.v1+json": {}, "text/html": "<div><script>draw()</script></div>"}
     (output,) = normalised(new_output("display_data", data))
