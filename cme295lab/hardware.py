@@ -157,12 +157,13 @@ class Device:
 
 # Inline styles and inherited colours only: notebook pages strip <style> from outputs that they do not trust.
 _CARD = """\
-<div style="display:inline-block;box-sizing:border-box;max-width:660px;padding:14px 18px;font-size:13px;line-height:1.5;
+<div style="display:inline-block;box-sizing:border-box;max-width:760px;padding:14px 18px;font-size:13px;line-height:1.5;
 border:1px solid rgba(128,128,128,.45);border-radius:8px">
 <div style="font-size:16px;font-weight:600;margin-bottom:8px">{name}{badge}</div>
-<table style="margin:0 32px 0 0;border-collapse:collapse;font-size:13px;float:left">{rows}</table>
-<table style="margin:0;border-collapse:collapse;font-size:13px">{peaks}</table>
-<div style="clear:both;padding-top:8px;font-size:11px;opacity:.7">{source}</div></div>"""
+<div style="display:flex;flex-wrap:wrap;gap:8px 36px;align-items:flex-start">
+<table style="margin:0;border-collapse:collapse;font-size:13px">{rows}</table>
+<table style="margin:0;border-collapse:collapse;font-size:13px">{peaks}</table></div>
+<div style="padding-top:8px;font-size:11px;opacity:.7">{source}</div></div>"""
 _CARD_ROW = """\
 <tr style="background:none"><td style="text-align:left;padding:1px 14px 1px 0;opacity:.7">{label}</td>
 <td style="text-align:left;padding:1px 0;font-variant-numeric:tabular-nums">{text}</td></tr>"""

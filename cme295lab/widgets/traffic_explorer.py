@@ -25,9 +25,9 @@ _CHOICES: dict[str, Sequence[int]] = {
     "sram_kib": [32, 48, 64, 96, 128, 160, 192, 224, 256, 384, 512],
 }
 _LABELS = {
-    "seq": "sequence N", "head_dim": "head dim d", "num_heads": "all heads", "block_m": "BLOCK_M",
+    "seq": "sequence N", "head_dim": "head dim d", "num_heads": "batch × heads", "block_m": "BLOCK_M",
     "block_n": "BLOCK_N", "sram_kib": "SRAM, KiB", "dtype": "dtype", "device": "GPU", "causal": "causal",
-    "backward": "backward too", "log": "log bars",
+    "backward": "and backward", "log": "log scale",
 }  # fmt: skip
 _COLOURS = {"standard": palette.VERMILLION, "flash": palette.BLUE}
 _BAR_COLOURS = (palette.VERMILLION, palette.BLUE, palette.PURPLE, palette.GREY)
@@ -116,11 +116,13 @@ class TrafficExplorer(ipywidgets.VBox):
         def column(names: Sequence[str], width: str) -> Any:
             return ipywidgets.VBox([self.controls[name] for name in names], layout=ipywidgets.Layout(width=width))
 
-        sliders = column(("seq", "head_dim", "num_heads", "block_m", "block_n", "sram_kib"), "280px")
-        choices = column(("device", "dtype", "causal", "backward", "log"), "200px")
-        text = ipywidgets.VBox([self._text], layout=ipywidgets.Layout(flex="1 1 420px", min_width="420px"))
-        top = ipywidgets.Box([sliders, choices, text], layout=ipywidgets.Layout(display="flex", flex_flow="row wrap"))
-        return [ipywidgets.HTML(STYLE), top, self.plot]
+        call = column(("seq", "head_dim", "num_heads"), "292px")
+        chip = column(("block_m", "block_n", "sram_kib"), "292px")
+        machine = column(("device", "dtype"), "205px")
+        switches = ipywidgets.HBox([self.controls[name] for name in ("causal", "backward", "log")])
+        row = ipywidgets.Layout(display="flex", flex_flow="row wrap")
+        controls = ipywidgets.Box([call, chip, ipywidgets.VBox([machine, switches])], layout=row)
+        return [ipywidgets.HTML(STYLE), controls, self._text, self.plot]
 
     def _device_changed(self, change: dict[str, Any]) -> None:
         gpu = get_device(change["new"])
@@ -152,6 +154,7 @@ class TrafficExplorer(ipywidgets.VBox):
         self._text.value = summary_html(scenario)
 
 
+_PLOT_WIDTH = 860  # pixels; left to plotly it would be 700 at first and change with the window's size
 _ROOFLINE_RANGE = (0.5, 20_000.0)  # FLOP per byte; wide enough for every setting of the sliders
 
 
@@ -161,9 +164,9 @@ def _slider(name: str, value: int) -> Any:
         raise ValueError(f"{name} must be one of {allowed}, got {value}")
     options = [(f"{choice:,}", choice) for choice in _CHOICES[name]]
     slider = ipywidgets.SelectionSlider(
-        options=options, value=value, description=_LABELS[name], style={"description_width": "80px"}
+        options=options, value=value, description=_LABELS[name], style={"description_width": "94px"}
     )
-    slider.layout.width = "270px"
+    slider.layout.width = "285px"
     slider.add_class(f"traffic-{name}")
     return slider
 
@@ -181,7 +184,7 @@ def _dropdown(name: str, options: Any, value: str) -> Any:
 
 def _checkbox(name: str, value: bool) -> Any:
     box = ipywidgets.Checkbox(value=value, description=_LABELS[name], indent=False)
-    box.layout.width, box.layout.margin = "145px", "0 0 0 50px"
+    box.layout.width, box.layout.margin = "auto", "0 14px 0 0"
     box.add_class(f"traffic-{name}")
     return box
 
@@ -208,7 +211,7 @@ def _empty_plot() -> Any:
                          row=1, col=2)  # fmt: skip
     grid = {"gridcolor": "rgba(127,134,141,0.3)", "zerolinecolor": "rgba(127,134,141,0.6)"}
     plot.update_xaxes(rangemode="tozero", tickformat="~s", ticksuffix="B", row=1, col=1)
-    plot.update_yaxes(autorange="reversed", tickvals=at, ticktext=names, row=1, col=1)
+    plot.update_yaxes(autorange="reversed", tickvals=at, ticktext=[f"{name} " for name in names], row=1, col=1)
     plot.update_xaxes(type="log", range=[-0.3, 4.3], title_text="FLOP per byte of HBM traffic", row=1, col=2,
                       tickvals=[1, 10, 100, 1000, 10000], ticktext=["1", "10", "100", "1,000", "10,000"])  # fmt: skip
     plot.update_yaxes(type="log", range=[11, 15.8], title_text="attainable FLOP/s", row=1, col=2,
@@ -216,11 +219,12 @@ def _empty_plot() -> Any:
                       ticktext=["100 G", "1 T", "10 T", "100 T", "1 P"])  # fmt: skip
     plot.update_xaxes(**grid)
     plot.update_yaxes(**grid)
+    plot.update_yaxes(showgrid=False, zeroline=False, row=1, col=1)
     plot.update_traces(showlegend=False)
     clear = "rgba(0,0,0,0)"
-    plot.update_layout(height=300, margin={"l": 10, "r": 20, "t": 40, "b": 45}, autosize=True, bargap=0.35,
+    plot.update_layout(height=300, margin={"l": 10, "r": 20, "t": 40, "b": 45}, width=_PLOT_WIDTH, bargap=0.35,
                        paper_bgcolor=clear, plot_bgcolor=clear, font={"size": 12, "family": "system-ui, sans-serif"},
                        uirevision="same")  # fmt: skip
     widget = go.FigureWidget(plot)
-    widget._config = {"displayModeBar": False, "responsive": True}
+    widget._config = {"displayModeBar": False}
     return widget

@@ -40,8 +40,8 @@ class TrafficScenario:
         seq, head_dim, num_heads, block_m, block_n, sram_bytes, dtype, causal, backward, device: the call, as given.
         element_bytes: bytes of an element in `dtype`.
         standard: scores and probabilities written to HBM and read back, masked or not.
-        flash: FlashAttention-2's order of loops with these block sizes, as in the course's kernels. With a causal mask the
-            forward pass skips tiles; the backward pass is counted without skipping.
+        flash: FlashAttention-2's order of loops with these block sizes, as in the course's kernels. With a causal mask
+            the forward pass skips tiles; the backward pass is counted without skipping.
         flash1_bytes: FlashAttention's first algorithm, with the blocks that fill the given SRAM.
         lower_bound_bytes: N² d² / M per head; no exact algorithm can be of a lower order, but the constant is open.
         working_set: what a program of the forward pass holds on chip.

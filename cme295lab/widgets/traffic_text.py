@@ -6,10 +6,11 @@ from cme295lab.widgets.traffic_scenario import AttentionCost, TrafficScenario
 
 # The notebook's own text colour everywhere, in the plotly charts too, so that both follow its theme.
 STYLE = f"""<style>
-.traffic-explorer {{ --traffic-text: var(--jp-content-font-color1, currentColor); max-width: 980px; overflow: hidden; }}
+.traffic-explorer {{ --traffic-text: var(--jp-content-font-color1, currentColor); max-width: 980px; }}
 .traffic-explorer .main-svg text {{ fill: var(--traffic-text) !important; }}
 .traffic-explorer .widget-html-content {{ white-space: normal; }}
 .traffic-explorer .traffic-summary {{ color: var(--traffic-text); font-size: 13px; line-height: 1.45; }}
+.traffic-explorer .traffic-summary {{ display: flex; flex-wrap: wrap; align-items: flex-end; gap: 6px 24px; }}
 .traffic-explorer .traffic-summary b.big {{ display: block; font-size: 17px; font-weight: 600; margin-bottom: 4px; }}
 .traffic-explorer .traffic-summary table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; }}
 .traffic-explorer .traffic-summary td, .traffic-explorer .traffic-summary th {{
@@ -18,9 +19,12 @@ STYLE = f"""<style>
 .traffic-explorer .traffic-summary td:first-child {{ text-align: left; }}
 .traffic-explorer .traffic-summary i {{
   display: inline-block; width: 10px; height: 10px; margin-right: 6px; border-radius: 2px; }}
-.traffic-explorer .traffic-fit {{ margin-top: 6px; padding-left: 8px; border-left: 4px solid {palette.GREEN}; }}
+.traffic-explorer .traffic-fit {{ flex: 1 1 330px; padding-left: 8px; border-left: 4px solid {palette.GREEN}; }}
 .traffic-explorer .traffic-fit.no {{ border-color: {palette.VERMILLION}; }}
 </style>"""
+
+
+_CAUSAL_BACKWARD = " The backward pass is counted without skipping causal tiles."
 
 
 def summary_html(scenario: TrafficScenario) -> str:
@@ -29,8 +33,8 @@ def summary_html(scenario: TrafficScenario) -> str:
     rows += _row("flash", palette.BLUE, scenario.flash, scenario)
     head = "".join(f"<th>{text}</th>" for text in ("", "HBM", "FLOPs", "FLOP/B", "best time", "limited by"))
     return (
-        f'<div class="traffic-summary" role="status"><b class="big">{headline(scenario)}</b>'
-        f"<table><tr>{head}</tr>{rows}</table>"
+        f'<div class="traffic-summary" role="status"><div><b class="big">{headline(scenario)}</b>'
+        f"<table><tr>{head}</tr>{rows}</table></div>"
         f'<div class="traffic-fit{"" if scenario.fits else " no"}">{fit_text(scenario)}</div></div>'
     )
 
@@ -62,7 +66,7 @@ def fit_text(scenario: TrafficScenario) -> str:
     return (
         f"<b>{verdict}.</b> Tiles (BLOCK_M + 2 BLOCK_N) d × {scenario.element_bytes} B = "
         f"{_of(tiles, tile_limit)} of shared memory; sums 4 B × (BLOCK_M BLOCK_N + BLOCK_M d + 2 BLOCK_M) = "
-        f"{_of(sums, sum_limit)} of registers."
+        f"{_of(sums, sum_limit)} of registers." + (_CAUSAL_BACKWARD if scenario.causal and scenario.backward else "")
     )
 
 
