@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from cme295lab.simulator.casts import cast
 from cme295lab.simulator.errors import KernelTypeError, OutOfBoundsError
 from cme295lab.simulator.machine import Machine
 from cme295lab.simulator.programs import Array
+from cme295lab.simulator.sharing import SharedBlock
 from cme295lab.simulator.storage import Storage
 from cme295lab.simulator.values import Block, Pointer, as_torch, scalar, sum_terms
 
@@ -27,14 +29,24 @@ def load(m: Machine, pointer: Operand, mask: Operand | None = None, other: Opera
     access = plan(m, pointer, mask, "tl.load", cut_rows=not fill_varies)
     dtype = access.pointer.dtype
     fill = _fill(m, other, dtype)
+    repeats = 1
     if access.prefix == 0:
         data = _nothing_loaded(access, fill)
     elif access.rows is not None:
+        if access.mask is None:
+            rows, repeats = access.rows.once_per_run()
+            access = replace(access, rows=rows)
         data = _load_rows(m, access, fill)
     else:
         data = _load_elements(m, access, fill)
     if m.counting:
         count(m, access, "load")
+    if isinstance(data, torch.Tensor) and 1 < repeats < m.num_active:
+        block = SharedBlock(data, repeats, dtype, access.shape, m.active)
+        m.note_block(block)
+        return block
+    if repeats > 1 and data.shape[0] > 1:
+        data = np.repeat(np.asarray(data), repeats, axis=0)
     return result(m, data, dtype, access.shape)
 
 

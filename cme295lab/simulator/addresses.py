@@ -1,13 +1,12 @@
 """Planning an access: which addresses, in which order, with which lanes active — and adding it to the counts.
 
-Most blocks of addresses are rows: along one axis the offsets are 0, 1, 2, …, the other axes say where each row
-    begins. `find_rows` sees
-that from the terms of the sum. Everything else is a set of single elements.
+Most blocks of addresses are rows: along one axis the offsets are 0, 1, 2, …, the other axes say where each row begins.
+`find_rows` sees that from the terms of the sum. Everything else is a set of single elements.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -17,6 +16,7 @@ from cme295lab.simulator.broadcasting import common_shape, lifted
 from cme295lab.simulator.errors import KernelTypeError
 from cme295lab.simulator.machine import AccessEvent, Machine
 from cme295lab.simulator.programs import Array
+from cme295lab.simulator.sharing import run_length
 from cme295lab.simulator.values import Block, Pointer, scalar, sum_terms
 
 _MIN_ROW = 4
@@ -30,9 +30,15 @@ class Rows:
     axis: int
     length: int
     starts: np.ndarray  # like the addresses, with length 1 along `axis`
+    offsets: np.ndarray | None = None  # (P,) what tells the programs' addresses apart, if it is one number for each
 
     def shortened(self, length: int) -> Rows:
-        return Rows(self.axis, length, self.starts)
+        return replace(self, length=length)
+
+    def once_per_run(self) -> tuple[Rows, int]:
+        """The rows of one program out of every run of programs that read the same, and the length of the runs."""
+        length = 1 if self.offsets is None else run_length(self.offsets)
+        return (self, 1) if length == 1 else (replace(self, starts=self.starts[::length], offsets=None), length)
 
 
 def find_rows(terms: list[Array], rank: int) -> Rows | None:
@@ -53,7 +59,9 @@ def find_rows(terms: list[Array], rank: int) -> Rows | None:
         for term in terms:
             if term is not ramp:
                 starts = starts + term
-        return Rows(axis, length, starts)
+        differing = [t for t in terms if t.shape[0] > 1]
+        alike = bool(differing) and all(t.size == t.shape[0] for t in differing)
+        return Rows(axis, length, starts, sum_terms(differing).reshape(-1) if alike else None)
     return None
 
 

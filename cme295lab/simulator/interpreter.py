@@ -122,7 +122,7 @@ class Interpreter(Expressions):
         seen: dict[int, int] = {}
         for name in names:
             value = variables.get(name)
-            if value.__class__ is Block:
+            if isinstance(value, Block):
                 if name not in lent:
                     seen[id(value)] = value.block_bytes
             elif isinstance(value, tuple) and name not in lent:

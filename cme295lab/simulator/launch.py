@@ -169,7 +169,7 @@ def _run_batches(
     interpreter = Interpreter(machine)
     while first < total:
         size = 1 if one_by_one else max(1, settings.element_budget // machine.largest_block)
-        last = min(total, first + size)
+        last = min(total, _whole_rows(first + size, first, machine.grid[0]))
         if first == 0:
             machine.largest_block = 1
         machine.begin_batch(first, last)
@@ -177,6 +177,12 @@ def _run_batches(
         first = last
     if total:
         source.largest_blocks[constants] = machine.largest_block
+
+
+def _whole_rows(last: int, first: int, row: int) -> int:
+    """The end of a batch, moved back to where a row of the grid ends: programs of a row often share what they read."""
+    whole = last // row * row
+    return whole if whole > first else last
 
 
 def _moved(value: Any, machine: Machine) -> Any:

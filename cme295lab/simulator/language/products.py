@@ -14,6 +14,8 @@ from cme295lab.simulator.dtypes import DType
 from cme295lab.simulator.errors import KernelTypeError
 from cme295lab.simulator.language.registry import native
 from cme295lab.simulator.machine import Machine
+from cme295lab.simulator.programs import Array
+from cme295lab.simulator.sharing import SharedBlock
 from cme295lab.simulator.values import Block, require_block
 
 _TF32_LOST_BITS = 13
@@ -36,15 +38,15 @@ def dot(
     out = out_dtype or (acc.dtype if acc is not None else dtypes.float32 if input.dtype.is_float else dtypes.int32)
     if not input.dtype.is_float:
         out = dtypes.int32
-    left, right = (_wide(m, x, input_precision) for x in (input, other))
+    left, right = _operands(m, input, other, input_precision)
     m.counters.dot_flops += 2 * math.prod(shape) * input.shape[-1] * m.num_active
     if acc is not None and acc.temporary and acc.dtype == out:
         m.temporary_bytes -= acc.block_bytes  # the product is added to it where it stands
     if acc is not None and acc.dtype == out == dtypes.float32 and len(shape) == 2:
-        product = _accumulated(m, acc, left, right, shape)
+        product = _accumulated(m, acc, left, right)
         if product is not None:
             return result(m, product, out, shape)
-    product = _matmul(left, right)
+    product = _matmul(left, right).reshape(-1, *shape)
     if acc is not None and not _is_zero(acc):
         previous: Any = acc.data(m.active)
         product = product + (
@@ -73,9 +75,17 @@ def _result_shape(a: Block, b: Block, acc: Block | None) -> tuple[int, ...]:
     return shape
 
 
-def _wide(m: Machine, x: Block, precision: str | None) -> torch.Tensor:
+def _operands(m: Machine, a: Block, b: Block, precision: str | None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Both operands, widened; where programs share the second one, the first ones of a run are stacked on it."""
+    left = _wide(a.full(m.active), precision)
+    if isinstance(b, SharedBlock) and b.programs is m.active and left.dim() == 3 and left.shape[0] == m.num_active:
+        stacked = left.reshape(b.shared.shape[0], -1, left.shape[-1])
+        return stacked, _wide(b.shared, precision)
+    return left, _wide(b.full(m.active), precision)
+
+
+def _wide(data: Array, precision: str | None) -> torch.Tensor:
     """An operand in a type whose products are exact: float32 for floats up to 32 bits, float64 for integers."""
-    data = x.full(m.active)
     if isinstance(data, np.ndarray):
         return torch.from_numpy(data.astype(np.float64))
     if data.dtype not in (torch.float32, torch.float64):
@@ -103,18 +113,17 @@ def _matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return torch.matmul(a, b)
 
 
-def _accumulated(
-    m: Machine, acc: Block, a: torch.Tensor, b: torch.Tensor, shape: tuple[int, ...]
-) -> torch.Tensor | None:
+def _accumulated(m: Machine, acc: Block, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor | None:
     """Add the product to an accumulator that nobody else holds, in place."""
     held = acc.arrays[0]
     if acc.exposed or not (acc.temporary or acc.expiring) or acc.programs is not m.active:
         return None
     if not isinstance(held, torch.Tensor) or a.shape[0] != b.shape[0]:
         return None
-    if tuple(held.shape) != (a.shape[0], *shape) or not held.is_contiguous():
+    if held.numel() != a.shape[0] * a.shape[1] * b.shape[2] or not held.is_contiguous():
         return None
-    return held.baddbmm_(a, b)
+    held.view(a.shape[0], a.shape[1], b.shape[2]).baddbmm_(a, b)
+    return held
 
 
 def _is_zero(acc: Block) -> bool:

@@ -14,6 +14,7 @@ from cme295lab.simulator.broadcasting import common_shape, lifted, result, shari
 from cme295lab.simulator.errors import KernelTypeError
 from cme295lab.simulator.language.registry import native
 from cme295lab.simulator.machine import Machine
+from cme295lab.simulator.sharing import SharedBlock
 from cme295lab.simulator.values import Block, Pointer, as_torch, require_block, scalar
 
 
@@ -61,6 +62,8 @@ def permute(m: Machine, input: Operand, *dims: Any) -> Block:
             f"trans: {tuple(order)} is not an order of the {rank} axes of a block of shape {block.shape}"
         )
     axes = [0, *(d + 1 for d in order)]
+    if isinstance(block, SharedBlock) and block.programs is m.active:
+        return block.permuted(axes, tuple(block.shape[d] for d in order))
     arrays = [t.permute(axes) if isinstance(t, torch.Tensor) else t.transpose(axes) for t in block.terms(m.active)]
     return block.viewed(list(arrays), tuple(block.shape[d] for d in order), m.active)
 
