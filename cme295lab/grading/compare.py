@@ -1,14 +1,13 @@
 """Tolerances by dtype, the largest difference and where it is, and the likely cause of a wrong value.
 
-A cause is found by hypothesis: the check computes what a known mistake would give on the same input, and names the mistake
-only if the student's output *is* that. Without a match it says nothing about the cause rather than guess.
+A cause is found by hypothesis: the check computes what a known mistake would give on the same input, and names the
+mistake only if the student's output *is* that. Without a match it says nothing about the cause rather than guess.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-
 from typing import Any
 
 import torch
@@ -16,8 +15,8 @@ from torch import Tensor
 
 from cme295lab.grading.result import Kind, Outcome
 
-# Allowed error in units of the dtype's spacing at 1 (eps). Half precision: the probabilities and the result are each rounded
-# once. Single precision: sums over a few hundred keys, and exp of scores around 10, whose error is 10 eps.
+# Allowed error in units of the dtype's spacing at 1 (eps). Half precision: the probabilities and the result are each
+# rounded once. Single precision: sums over a few hundred keys, and exp of scores around 10, whose error is 10 eps.
 _ALLOWED_EPS = {torch.float64: 256.0, torch.float32: 64.0, torch.float16: 3.0, torch.bfloat16: 3.0}
 
 # A hypothesis matches if this share of the elements does: the few rows that a mistake leaves undefined may differ.
@@ -31,7 +30,8 @@ def allowed_error(dtype: torch.dtype, magnitude: float) -> float:
 
     Args:
         dtype: the dtype of the student's input and output.
-        magnitude: the natural size of the result. Attention averages rows of V, so it is the largest absolute value in V.
+        magnitude: the natural size of the result. Attention averages rows of V, so it is the largest absolute value in
+            V.
 
     Returns:
         An absolute error.
@@ -74,7 +74,8 @@ class Difference:
         error = abs(self.expected - self.got)
         digits = 6 if f"{self.expected:.6g}" != f"{self.got:.6g}" else 15
         return (
-            f"expected {self.expected:.{digits}g}, got {self.got:.{digits}g} at {place}: the largest error is {error:.3g}, "
+            f"expected {self.expected:.{digits}g}, got {self.got:.{digits}g} at {place}: the largest error is "
+            f"{error:.3g}, "
             f"rounding explains {self.allowed:.1g}; {self.share:.0%} of the values are off"
         )
 
@@ -166,7 +167,8 @@ def _overflow(got: Tensor, expected: Tensor) -> str:
     if not broken:
         return ""
     return (
-        f"{broken} of {got.numel()} values are inf or NaN: exp overflows when the running maximum is not subtracted, and "
+        f"{broken} of {got.numel()} values are inf or NaN: exp overflows when the running maximum is not subtracted, "
+        f"and "
         "a row that sees no key at all gives 0 / 0"
     )
 
@@ -196,18 +198,18 @@ def judge_tensor(got: Any, expected: Expected) -> Outcome:
     """Judge one tensor: its type, shape and dtype, then its values, then why they are wrong."""
     name, want = expected.name, expected.value
     if not isinstance(got, Tensor):
-        return Outcome(property=name, kind=Kind.WRONG_SHAPE, cause=f"{name} must be a tensor, not {type(got).__name__}")
+        return Outcome(name=name, kind=Kind.WRONG_SHAPE, cause=f"{name} must be a tensor, not {type(got).__name__}")
     if got.shape != want.shape:
         cause = f"{name} must have the shape {tuple(want.shape)}, yours has {tuple(got.shape)}"
-        return Outcome(property=name, kind=Kind.WRONG_SHAPE, cause=cause)
+        return Outcome(name=name, kind=Kind.WRONG_SHAPE, cause=cause)
     if got.dtype != expected.dtype:
         cause = f"{name} must be {_short(expected.dtype)} like the input, yours is {_short(got.dtype)}"
-        return Outcome(property=name, kind=Kind.WRONG_SHAPE, cause=cause)
+        return Outcome(name=name, kind=Kind.WRONG_SHAPE, cause=cause)
     difference = largest_difference(name, got, want, expected.allowed)
     if not difference.exceeds:
-        return Outcome(property=name)
+        return Outcome(name=name)
     cause = diagnose(got, want, expected.mistakes, expected.allowed)
-    return Outcome(property=name, kind=expected.kind, difference=str(difference), cause=cause)
+    return Outcome(name=name, kind=expected.kind, difference=str(difference), cause=cause)
 
 
 def _short(dtype: torch.dtype) -> str:

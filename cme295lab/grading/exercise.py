@@ -1,7 +1,7 @@
 """The shape of an exercise: an id, hints, and a check made of properties.
 
-A property *observes* (runs the student's code on one input and records what came out and what was used) and then *judges*
-the record. Only observing needs the student's code.
+A property *observes* (runs the student's code on one input and records what came out and what was used) and then
+*judges* the record. Only observing needs the student's code.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def judge_all(properties: Iterable[Property], student: Any) -> tuple[Outcome, ..
         unmet = [name for name in item.needs if name in failed]
         if stop or unmet:
             reason = stop or f"this means something only once it is true that {_lower(unmet[0])}"
-            outcome = Outcome(property=item.name, kind=Kind.NOT_JUDGED, cause=reason)
+            outcome = Outcome(name=item.name, kind=Kind.NOT_JUDGED, cause=reason)
         else:
             outcome = _judge(item, item.observe(student))
             if outcome.kind in (Kind.TIMED_OUT, Kind.NOT_ALLOWED):
@@ -88,14 +88,14 @@ def judge_all(properties: Iterable[Property], student: Any) -> tuple[Outcome, ..
 def _judge(item: Property, seen: Observation) -> Outcome:
     """The outcome of one property: what stopped the code or was forbidden comes before its values."""
     if seen.error is not None:
-        return Outcome(property=item.name, kind=seen.error.kind, difference=seen.error.text, cause=seen.error.cause)
+        return Outcome(name=item.name, kind=seen.error.kind, difference=seen.error.text, cause=seen.error.cause)
     if seen.forbidden:
-        return Outcome(property=item.name, kind=Kind.NOT_ALLOWED, cause=seen.forbidden[0])
+        return Outcome(name=item.name, kind=Kind.NOT_ALLOWED, cause=seen.forbidden[0])
     if seen.changed_inputs:
         names = ", ".join(seen.changed_inputs)
         cause = f"your code changes its input {names} in place; the caller still needs it. Work on a copy"
-        return Outcome(property=item.name, kind=Kind.WRONG_VALUE, cause=cause)
-    return replace(item.judge(seen), property=item.name)
+        return Outcome(name=item.name, kind=Kind.WRONG_VALUE, cause=cause)
+    return replace(item.judge(seen), name=item.name)
 
 
 def _lower(sentence: str) -> str:

@@ -31,7 +31,7 @@ class Outcome:
     """How one property of the student's code was judged.
 
     Args:
-        property: what must hold, as a short sentence.
+        name: the property: what must hold, as a short sentence.
         kind: `Kind.PASSED` or how it failed.
         weight: its share of the score, relative to the other properties.
         where: the input that was used: shapes, dtype, seed.
@@ -39,7 +39,7 @@ class Outcome:
         cause: the likely cause, in the words of the exercise.
     """
 
-    property: str
+    name: str
     kind: Kind = Kind.PASSED
     weight: float = 1.0
     where: str = ""
@@ -108,7 +108,7 @@ class CheckResult:
         lines = [f"{head}. {held} of {total} properties hold, score {self.score:.0%}."]
         lines += [f"  {'✓' if outcome.passed else '✗'} {_headline(outcome)}" for outcome in self.outcomes]
         first = self.failures[0]
-        lines += ["", f"{first.kind.capitalize()}: {first.property}"]
+        lines += ["", f"{first.kind.capitalize()}: {first.name}"]
         lines += [f"  {label}: {text}" for label, text in first.details()]
         return "\n".join([*lines, self._hint_line()])
 
@@ -121,10 +121,10 @@ class CheckResult:
             return NotImplemented
         if other.exercise != self.exercise:
             raise ValueError(f"cannot combine the results of {self.exercise!r} and {other.exercise!r}")
-        theirs = {outcome.property: outcome for outcome in other.outcomes}
+        theirs = {outcome.name: outcome for outcome in other.outcomes}
         merged = []
         for mine in self.outcomes:
-            rival = theirs.pop(mine.property, mine)
+            rival = theirs.pop(mine.name, mine)
             merged.append(replace(rival, weight=mine.weight) if mine.passed else mine)
         return CheckResult(self.exercise, self.title, (*merged, *theirs.values()))
 
@@ -175,8 +175,8 @@ def show(thing: object) -> None:
 def _headline(outcome: Outcome) -> str:
     """A property on one line, with how it failed and, shortly, why."""
     if outcome.passed:
-        return outcome.property
-    return f"{outcome.property} ({outcome.kind})"
+        return outcome.name
+    return f"{outcome.name} ({outcome.kind})"
 
 
 # Blue and vermilion of the Okabe-Ito palette: told apart by colour-blind readers; the tick and the cross say it too.
@@ -210,7 +210,7 @@ def _html_item(outcome: Outcome) -> str:
 
 
 def _html_details(outcome: Outcome) -> str:
-    rows = [("Failed", outcome.property), *outcome.details()]
+    rows = [("Failed", outcome.name), *outcome.details()]
     cells = "".join(
         f'<tr><th style="text-align:left;vertical-align:top">{escape(label)}</th>'
         f'<td style="text-align:left;white-space:pre-wrap">{escape(text)}</td></tr>'

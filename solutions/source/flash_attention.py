@@ -10,14 +10,15 @@
 # | 3 | the inner loop of the Triton kernel | 6 |
 # | 4 | the bytes that move | 3 |
 #
-# Each part ends with a check. It says what is right, what is wrong and, where it can tell, why. Run it as often as you like.
-# `checks.hint("flash_attention/1")` gives a hint, and `checks.hint("flash_attention/1", 2)` a bigger one.
+# Each part ends with a check. It says what is right, what is wrong and, where it can tell, why. Run it as often as you
+# like. `checks.hint("flash_attention/1")` gives a hint, and `checks.hint("flash_attention/1", 2)` a bigger one.
 
-# %% nbgrader={"grade": false, "grade_id": "setup", "locked": true, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade":false,"grade_id":"setup","locked":true,"schema_version":3,"solution":false}
 import math
 
 import matplotlib.pyplot as plt
 import torch
+from torch import Tensor
 
 from cme295lab import simulator
 from cme295lab.grading import checks
@@ -25,19 +26,19 @@ from cme295lab.grading import checks
 # %% [markdown]
 # ## Part 1. Merge two softmax blocks
 #
-# A softmax needs the largest score and the sum of all exponentials: it seems to need the whole row at once. It does not.
-# Of a block of scores $s_j$ with values $v_j$ (rows of $V$), keep only its **state**:
+# A softmax needs the largest score and the sum of all exponentials: it seems to need the whole row at once. It does
+# not. Of a block of scores $s_j$ with values $v_j$ (rows of $V$), keep only its **state**:
 #
 # $$m = \max_j s_j \qquad \ell = \sum_j e^{s_j - m} \qquad o = \sum_j e^{s_j - m}\, v_j$$
 #
-# The output of the softmax is $o / \ell$. The state of two blocks together follows from their two states, so a row can be
-# processed block by block, forgetting the scores.
+# The output of the softmax is $o / \ell$. The state of two blocks together follows from their two states, so a row can
+# be processed block by block, forgetting the scores.
 
 # %% [markdown]
-# A small example: the scores $[1, 3 \mid 2, 5]$ in two blocks. The second maximum is larger. **Predict**: by what factor does the
-# first block's sum shrink when both are measured from $m = 5$?
+# A small example: the scores $[1, 3 \mid 2, 5]$ in two blocks. The second maximum is larger. **Predict**: by what
+# factor does the first block's sum shrink when both are measured from $m = 5$?
 
-# %% nbgrader={"grade": false, "grade_id": "block_state", "locked": true, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade":false,"grade_id":"block_state","locked":true,"schema_version":3,"solution":false}
 def block_state(scores, values):
     """The state (m, l, o) of a block: scores (rows, keys), values (keys, dim)."""
     m = scores.amax(-1)
@@ -55,10 +56,10 @@ for name, part in {"first": slice(0, 2), "second": slice(2, 4), "both": slice(0,
 # Write `merge_blocks`. It gets the states of two blocks `a` and `b` and returns the state of both together, as if
 # `block_state` had seen all the scores at once.
 
-# %% nbgrader={"grade": false, "grade_id": "merge_blocks", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# %% nbgrader={"grade":false,"grade_id":"merge_blocks","locked":false,"schema_version":3,"solution":true}
 def merge_blocks(
-    m_a: torch.Tensor, l_a: torch.Tensor, o_a: torch.Tensor, m_b: torch.Tensor, l_b: torch.Tensor, o_b: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    m_a: Tensor, l_a: Tensor, o_a: Tensor, m_b: Tensor, l_b: Tensor, o_b: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
     """Merge the softmax states of two blocks of keys.
 
     Args:
@@ -83,7 +84,7 @@ def merge_blocks(
     return m, l, o
     ### END SOLUTION
 
-# %% nbgrader={"grade": true, "grade_id": "merge_blocks_check", "locked": true, "points": 2, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade":true,"grade_id":"merge_check","locked":true,"points":2,"schema_version":3,"solution":false}
 result = checks.run("flash_attention/1", merge_blocks)
 ### BEGIN HIDDEN TESTS
 result &= checks.run("flash_attention/1", merge_blocks, seed=295, rows=5, dim=7)
@@ -94,17 +95,18 @@ result.award(2)
 # %% [markdown]
 # ## Part 2. Tiled attention in PyTorch
 #
-# Attention is $O = \mathrm{softmax}\left(QK^\top / \sqrt{d}\right)V$. For $N$ queries and keys the score matrix has $N \times N$
-# numbers: at $N = 65{,}536$ and 2 bytes each, that is 8.6 GB for *one* head. So cut it into **tiles** of `block_size` queries by
-# `block_size` keys and never hold more than one:
+# Attention is $O = \mathrm{softmax}\left(QK^\top / \sqrt{d}\right)V$. For $N$ queries and keys the score matrix has $N
+# \times N$ numbers: at $N = 65{,}536$ and 2 bytes each, that is 8.6 GB for *one* head. So cut it into **tiles** of
+# `block_size` queries by `block_size` keys and never hold more than one:
 #
 # - for each tile of queries, start with the empty state $m = -\infty$, $\ell = 0$, $o = 0$;
 # - for each tile of keys, compute the scores of this tile alone, and merge it into the state (Part 1);
 # - after the last tile, divide: $o / \ell$.
 #
-# With a **causal** mask, query $i$ sees keys $0$ to $i$: some tiles are whole, some are cut by the diagonal, some are empty.
+# With a **causal** mask, query $i$ sees keys $0$ to $i$: some tiles are whole, some are cut by the diagonal, some are
+# empty.
 
-# %% nbgrader={"grade": false, "grade_id": "tiles_picture", "locked": true, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade":false,"grade_id":"tiles_picture","locked":true,"schema_version":3,"solution":false}
 size, block = 10, 4  # the last tile of each row and column is short
 visible = torch.arange(size) <= torch.arange(size)[:, None]
 fig, axes = plt.subplots(figsize=(3, 3))
@@ -116,16 +118,16 @@ axes.set(xlabel="key", ylabel="query", title="causal scores in tiles of 4")
 plt.show()
 
 # %% [markdown]
-# *The picture: a 10 × 10 matrix cut into tiles of 4. Blue is what a query sees. The tiles on the diagonal are blue in part, those
-# above it are white, and the last tile of each row and column is only 2 wide.*
+# *The picture: a 10 × 10 matrix cut into tiles of 4. Blue is what a query sees. The tiles on the diagonal are blue in
+# part, those above it are white, and the last tile of each row and column is only 2 wide.*
 #
-# Half precision: accumulate in float32 (`x.float()`), and return the dtype of `q`. The check also measures your memory: no
-# $N \times N$ matrix, not even a boolean mask.
+# Half precision: accumulate in float32 (`x.float()`), and return the dtype of `q`. The check also measures your
+# memory: no $N \times N$ matrix, not even a boolean mask.
 
-# %% nbgrader={"grade": false, "grade_id": "tiled_attention", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# %% nbgrader={"grade":false,"grade_id":"tiled_attention","locked":false,"schema_version":3,"solution":true}
 def tiled_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool = False, block_size: int = 64
-) -> torch.Tensor:
+    q: Tensor, k: Tensor, v: Tensor, causal: bool = False, block_size: int = 64
+) -> Tensor:
     """softmax(q kᵀ / sqrt(dim)) v, one tile of scores at a time.
 
     Args:
@@ -169,7 +171,7 @@ def tiled_attention(
     return output
     ### END SOLUTION
 
-# %% nbgrader={"grade": true, "grade_id": "tiled_attention_check", "locked": true, "points": 4, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade":true,"grade_id":"tiled_check","locked":true,"points":4,"schema_version":3,"solution":false}
 result = checks.run("flash_attention/2", tiled_attention)
 ### BEGIN HIDDEN TESTS
 result &= checks.run("flash_attention/2", tiled_attention, seed=295, heads=3, dim=8, ragged=101)
@@ -180,12 +182,12 @@ result.award(4)
 # %% [markdown]
 # ## Part 3. The inner loop of the kernel
 #
-# The same algorithm as a Triton kernel. The grid has one **program** per tile of `BLOCK_M` queries and head: your outer loop has
-# become the grid. A program loads its tile of Q once, then walks over K and V, `BLOCK_N` keys at a time. The scores, the state and
-# the accumulator live on the chip and never reach HBM.
+# The same algorithm as a Triton kernel. The grid has one **program** per tile of `BLOCK_M` queries and head: your
+# outer loop has become the grid. A program loads its tile of Q once, then walks over K and V, `BLOCK_N` keys at a
+# time. The scores, the state and the accumulator live on the chip and never reach HBM.
 #
-# Memory is addressed by hand: row $i$ of a head starts at element $i \cdot d$, so a block of pointers is
-# `k_ptr + columns[:, None] * HEAD_DIM + dims[None, :]`. A `mask=` keeps a load inside the tensor; `other=` is what the masked
+# Memory is addressed by hand: row $i$ of a head starts at element $i \cdot d$, so a block of pointers is `k_ptr +
+# columns[:, None] * HEAD_DIM + dims[None, :]`. A `mask=` keeps a load inside the tensor; `other=` is what the masked
 # elements become.
 
 # %% [markdown]
@@ -199,7 +201,7 @@ result.award(4)
 #
 # Without a GPU the course's simulator runs the kernel. On a GPU the same kernel runs unchanged.
 
-# %% nbgrader={"grade": false, "grade_id": "flash_forward_kernel", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# %% nbgrader={"grade":false,"grade_id":"flash_forward_kernel","locked":false,"schema_version":3,"solution":true}
 import triton
 import triton.language as tl
 
@@ -228,7 +230,7 @@ def flash_forward_kernel(
         columns = start_n + tl.arange(0, BLOCK_N)
         # TASKS
         # 1. Load k and v, (BLOCK_N, HEAD_DIM) each; columns beyond seq_len do not exist.
-        # 2. The scaled scores s, (BLOCK_M, BLOCK_N); -inf where a column does not exist or, if CAUSAL, lies after the row.
+        # 2. The scaled scores s, (BLOCK_M, BLOCK_N); -inf where a column does not exist or, if CAUSAL, follows the row.
         # 3. The new maximum, p = exp(s - new maximum), and the factor that rescales what was accumulated so far.
         # 4. The new l and acc, in float32, and m for the next block.
         ### BEGIN SOLUTION
@@ -252,25 +254,27 @@ def flash_forward_kernel(
     tl.store(o_ptr + row_offsets, acc / l[:, None], mask=row_exists[:, None])
     tl.store(lse_ptr + head * seq_len + rows, m + tl.log(l), mask=row_exists)
 
-# %% nbgrader={"grade": true, "grade_id": "flash_forward_kernel_check", "locked": true, "points": 6, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade":true,"grade_id":"kernel_check","locked":true,"points":6,"schema_version":3,"solution":false}
 result = checks.run("flash_attention/3", flash_forward_kernel)
 ### BEGIN HIDDEN TESTS
-result &= checks.run("flash_attention/3", flash_forward_kernel, seed=295, heads=3, dim=16, dtype=torch.float16, ragged=77)
+others = {"seed": 295, "heads": 3, "dim": 16, "dtype": torch.float16, "ragged": 77}
+result &= checks.run("flash_attention/3", flash_forward_kernel, **others)
 result &= checks.run("flash_attention/3", flash_forward_kernel, seed=296, heads=1, dim=64, dtype=torch.bfloat16)
 ### END HIDDEN TESTS
 result.award(6)
 
 # %% [markdown]
-# Once the check passes, run your kernel and look at what it moved. `K` and `V` are read more often than once: which number of the
-# grid says how often?
+# Once the check passes, run your kernel and look at what it moved. `K` and `V` are read more often than once: which
+# number of the grid says how often?
 
-# %% nbgrader={"grade": false, "grade_id": "run_the_kernel", "locked": true, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade":false,"grade_id":"run_the_kernel","locked":true,"schema_version":3,"solution":false}
 def flash_forward(q, k, v, causal=False, block_m=64, block_n=64):
     """Launch your kernel on (heads, seq, dim) tensors: on a GPU as it is, elsewhere inside the simulator."""
     heads, seq, dim = q.shape
     o, lse = torch.empty_like(q), torch.empty(heads, seq, device=q.device)
     grid = (triton.cdiv(seq, block_m), heads)
-    flash_forward_kernel[grid](q, k, v, o, lse, dim**-0.5, seq, HEAD_DIM=dim, BLOCK_M=block_m, BLOCK_N=block_n, CAUSAL=causal)
+    constants = {"HEAD_DIM": dim, "BLOCK_M": block_m, "BLOCK_N": block_n, "CAUSAL": causal}
+    flash_forward_kernel[grid](q, k, v, o, lse, dim**-0.5, seq, **constants)
     return o, lse
 
 
@@ -284,19 +288,21 @@ if result.passed:
 #
 # Now predict those numbers. One head, $N$ queries and keys, head dimension $d$, no mask, $e$ bytes an element.
 #
-# **Standard attention** is three kernels, each of which reads its inputs from HBM and writes its output there:
-# $S = QK^\top$, then $P = \mathrm{softmax}(S)$, then $O = PV$. Count every element of every input and output of a kernel once.
+# **Standard attention** is three kernels, each of which reads its inputs from HBM and writes its output there: $S =
+# QK^\top$, then $P = \mathrm{softmax}(S)$, then $O = PV$. Count every element of every input and output of a kernel
+# once.
 #
-# **FlashAttention** (Part 3) is one kernel. Count what its programs ask for: $Q$, $K$, $V$ in, $O$ and the log-sum-exp out.
-# The log-sum-exp is float32 (4 bytes) whatever $e$ is.
+# **FlashAttention** (Part 3) is one kernel. Count what its programs ask for: $Q$, $K$, $V$ in, $O$ and the log-sum-exp
+# out. The log-sum-exp is float32 (4 bytes) whatever $e$ is.
 
 # %% [markdown]
-# A small example, at $N = 4$, $d = 2$, $e = 2$: writing $S$ costs $4 \cdot 4 \cdot 2 = 32$ bytes, reading $Q$ costs
-# $4 \cdot 2 \cdot 2 = 16$ bytes. With tiles of 2 queries there are 2 programs, and each reads all of $K$: $2 \cdot 16 = 32$ bytes.
+# A small example, at $N = 4$, $d = 2$, $e = 2$: writing $S$ costs $4 \cdot 4 \cdot 2 = 32$ bytes, reading $Q$ costs $4
+# \cdot 2 \cdot 2 = 16$ bytes. With tiles of 2 queries there are 2 programs, and each reads all of $K$: $2 \cdot 16 =
+# 32$ bytes.
 #
 # Lengths that the tile does not divide count too: masked elements are not read.
 
-# %% nbgrader={"grade": false, "grade_id": "traffic", "locked": false, "schema_version": 3, "solution": true, "task": false}
+# %% nbgrader={"grade":false,"grade_id":"traffic","locked":false,"schema_version":3,"solution":true}
 def standard_forward_bytes(seq: int, dim: int, element_bytes: int = 2) -> int:
     """Bytes between HBM and the chip for standard attention, one head.
 
@@ -323,10 +329,10 @@ def flash_forward_bytes(seq: int, dim: int, block_m: int, block_n: int, element_
     return elements * element_bytes + seq * 4  # the log-sum-exp
     ### END SOLUTION
 
-# %% nbgrader={"grade": true, "grade_id": "traffic_check", "locked": true, "points": 3, "schema_version": 3, "solution": false, "task": false}
+# %% nbgrader={"grade":true,"grade_id":"traffic_check","locked":true,"points":3,"schema_version":3,"solution":false}
 result = checks.run("flash_attention/4", (standard_forward_bytes, flash_forward_bytes))
 ### BEGIN HIDDEN TESTS
-result &= checks.run("flash_attention/4", (standard_forward_bytes, flash_forward_bytes), seq=320, ragged=150, dim=16)
+result &= checks.run("flash_attention/4", (standard_forward_bytes, flash_forward_bytes), seq=320, ragged=210, dim=32)
 ### END HIDDEN TESTS
 result.award(3)
 
@@ -335,5 +341,7 @@ result.award(3)
 #
 # - A softmax can be computed block by block: keep $(m, \ell, o)$ and rescale when the maximum moves.
 # - Attention therefore needs $O(N)$ extra memory, and its result is exact.
-# - K and V are read once per tile of queries: larger `block_m`, less traffic, until the tile no longer fits on the chip.
-# - Standard attention moves $4N^2 + 4Nd$ elements. **Question to take away**: from which `block_m` on does FlashAttention move less?
+# - K and V are read once per tile of queries: larger `block_m`, less traffic, until the tile no longer fits on the
+#   chip.
+# - Standard attention moves $4N^2 + 4Nd$ elements. **Question to take away**: from which `block_m` on does
+#   FlashAttention move less?

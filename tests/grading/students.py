@@ -23,7 +23,9 @@ _numbers = itertools.count(1)
 def cells(topic: str) -> dict[str, str]:
     """The source of the nbgrader cells of a solution, by grade_id."""
     notebook = jupytext.read(SOLUTIONS / f"{topic}.py", fmt="py:percent")
-    return {cell.metadata["nbgrader"]["grade_id"]: cell.source for cell in notebook.cells if "nbgrader" in cell.metadata}
+    return {
+        cell.metadata["nbgrader"]["grade_id"]: cell.source for cell in notebook.cells if "nbgrader" in cell.metadata
+    }
 
 
 def written(topic: str, grade_id: str, *changes: Change) -> dict[str, Any]:
@@ -34,7 +36,8 @@ def written(topic: str, grade_id: str, *changes: Change) -> dict[str, Any]:
         source = source.replace(old, new)
     filename = f"<student {next(_numbers)}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
-    names: dict[str, Any] = {"torch": torch, "math": math, "simulator": simulator, "__name__": "student"}
+    names: dict[str, Any] = {"__name__": "student", "math": math, "simulator": simulator, "torch": torch}
+    names["Tensor"] = torch.Tensor
     exec(compile(source, filename, "exec"), names)
     return names
 
@@ -61,7 +64,9 @@ class Student:
         return self.name
 
 
-def student(name: str, *changes: str, kind: Kind = Kind.PASSED, says: str | tuple[str, ...] = (), at_most: float = 0.95) -> Student:
+def student(
+    name: str, *changes: str, kind: Kind = Kind.PASSED, says: str | tuple[str, ...] = (), at_most: float = 0.95
+) -> Student:
     """A student; changes are given as old, new, old, new, ..."""
     says = (says,) if isinstance(says, str) else says
     return Student(name, tuple(zip(changes[::2], changes[1::2], strict=True)), kind, says, at_most)

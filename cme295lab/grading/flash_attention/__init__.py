@@ -1,6 +1,7 @@
 """The exercises of the notebook on FlashAttention: merge two softmax blocks, tile, write the kernel, count its traffic.
 
-Read `reference` (the truth, and what known mistakes give), then `merge`, `tiled`, `kernel` and `traffic`, a module per part.
+Read `reference` (the truth, and what known mistakes give), then `merge`, `tiled`, `kernel` and `traffic`, a module per
+part.
 """
 
 from cme295lab.grading.exercise import Exercise

@@ -56,9 +56,9 @@ class Case:
     def allowed_error(self) -> float:
         """The absolute error in the output that rounding explains.
 
-        An output is an average of rows of v, so errors are in units of the largest of them. A weight is exp of a score: in
-        float32, where the score itself is rounded, a large score s makes it inexact by |s| roundings. Half-precision
-        inputs are exact when they are multiplied, and their scores are float32.
+        An output is an average of rows of v, so errors are in units of the largest of them. A weight is exp of a
+        score: in float32, where the score itself is rounded, a large score s makes it inexact by |s| roundings.
+        Half-precision inputs are exact when they are multiplied, and their scores are float32.
         """
         if self.allowed is not None:
             return self.allowed
@@ -85,7 +85,8 @@ class Case:
             coarse = self._coarser_dtype(error)
             if coarse:
                 cause = (
-                    f"the error is as large as rounding in {coarse}: something between the scores and the output is kept "
+                    f"the error is as large as rounding in {coarse}: something between the scores and the output is "
+                    f"kept "
                     f"in {coarse}, such as an accumulator. Accumulate in float32"
                 )
                 return replace(outcome, kind=Kind.NOT_EXACT, cause=cause)
@@ -117,7 +118,8 @@ class Case:
         whole = self.seq // self.blocks[0] * self.blocks[0]
         if whole < self.seq and not rows[:whole].any():
             return (
-                "only the queries of the last, incomplete tile are wrong: the block size does not divide the length, so "
+                "only the queries of the last, incomplete tile are wrong: the block size does not divide the "
+                "length, so "
                 "round the number of tiles up"
             )
         if not rows[: self.blocks[0]].any():
@@ -175,7 +177,8 @@ def accumulation_case(seq: int, dim: int = 16, block: int = 16) -> Case:
 
 
 def judge_accumulation(case: Case, got: Any) -> Outcome:
-    """Judge an output of `accumulation_case`: if it is wrong, an accumulator was in half precision, and which one shows."""
+    """Judge an output of `accumulation_case`: if it is wrong, an accumulator was in half precision, and which one
+    shows."""
     outcome = case.judge_output(got, Kind.NOT_EXACT)
     if outcome.kind is not Kind.NOT_EXACT:
         return outcome

@@ -8,6 +8,7 @@ import inspect
 import textwrap
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -33,6 +34,7 @@ Judge = Callable[[Case, Observation], Outcome]
 _FULL = "without a mask, the output is softmax(q kᵀ / sqrt(dim)) v"
 _LSE_BYTES = 4  # the log-sum-exp is float32
 _TRAFFIC_SLACK = 1.02
+TIME_LIMIT_S = 5.0
 
 
 def properties(
@@ -53,56 +55,76 @@ def properties(
 
     causal = case(128, causal=True, blocks=(64, 32))
     loud = case(64, score_spread=60.0, note="scores around 100")
-    value: list[tuple[str, float, Case, Judge]] = [
-        (_FULL, 2, case(128, blocks=(64, 16)), judge_output),
-        ("the causal mask hides keys after the query, and only those", 1, causal, judge_output),
-        ("the log-sum-exp is m + log(l)", 1, causal, judge_lse),
-        ("lengths that the tiles do not divide work", 1, case(ragged), judge_output),
-        ("such lengths work with the causal mask", 1, case(ragged, causal=True, blocks=(32, 64)), judge_output),
-        ("large scores do not overflow", 1, loud, judge_output),
-        ("the tile sizes change nothing", 1, case(ragged, blocks=(16, 64)), judge_exact),
-        ("float16 inputs are accumulated in float32", 2, accumulation_case(512), _judge_accumulation),
-        ("one tile of scores is on the chip at a time", 2, case(1024), judge_on_chip_memory),
-        ("K and V are read once per tile of queries", 2, case(256), judge_traffic),
-        ("with the causal mask, tiles after the diagonal are not read", 1, case(256, causal=True), judge_traffic),
+    full = (_FULL,)
+    return [
+        _property(_FULL, case(128, blocks=(64, 16)), judge_output, weight=2),
+        _property("the causal mask hides keys after the query, and only those", causal, judge_output),
+        _property("the log-sum-exp is m + log(l)", causal, judge_lse),
+        _property("lengths that the tiles do not divide work", case(ragged), judge_output),
+        _property("such lengths work with the causal mask", case(ragged, causal=True, blocks=(32, 64)), judge_output),
+        _property("large scores do not overflow", loud, judge_output, needs=full),
+        _property("the tile sizes change nothing", case(ragged, blocks=(16, 64)), judge_exact, needs=full),
+        _property(
+            "float16 inputs are accumulated in float32",
+            accumulation_case(512),
+            lambda case, seen: judge_accumulation(case, seen.outputs["o"]),
+            weight=2,
+            needs=full,
+        ),
+        _property(
+            "one tile of scores is on the chip at a time", case(1024), judge_on_chip_memory, weight=2, needs=full
+        ),
+        _property("K and V are read once per tile of queries", case(256), judge_traffic, weight=2, needs=full),
+        _property(
+            "with the causal mask, tiles after the diagonal are not read",
+            case(256, causal=True),
+            judge_traffic,
+            needs=full,
+        ),
+        _compiles(case(64, causal=True, blocks=(64, 64))),
     ]
-    made = [
-        Property(
-            name=name,
-            observe=lambda kernel, given=given: observe_kernel(kernel, given),
-            judge=lambda seen, judge=judge, given=given: judge(given, seen),
-            where=given.text,
-            weight=weight,
-            needs=() if judge in (judge_output, judge_lse) and name != "large scores do not overflow" else (_FULL,),
-        )
-        for name, weight, given, judge in value
-    ]
-    return [*made, _compiles(case(64, causal=True, blocks=(64, 64)))]
+
+
+def _property(name: str, case: Case, judge: Judge, *, weight: float = 1.0, needs: tuple[str, ...] = ()) -> Property:
+    return Property(
+        name=name,
+        observe=partial(observe_kernel, case=case),
+        judge=partial(judge, case),
+        where=case.text,
+        weight=weight,
+        needs=needs,
+    )
 
 
 def refuse(kernel: Any) -> Outcome | None:
     """Say why a kernel cannot be run: no Triton here, no kernel, or a stub."""
-    if importlib.util.find_spec("triton") is None:
-        cause = "Triton is not installed here (it has no package for macOS and Windows): do this part on Linux"
-        return Outcome(property="Triton is installed", kind=Kind.NOT_JUDGED, cause=cause)
+    if (missing := without_triton()) is not None:
+        return missing
     function = getattr(kernel, "fn", None)
     if not inspect.isfunction(function):
         cause = f"hand over the @triton.jit kernel itself; this is a {type(kernel).__name__}"
-        return Outcome(property="the kernel is a Triton kernel", kind=Kind.WRONG_SHAPE, cause=cause)
+        return Outcome(name="the kernel is a Triton kernel", kind=Kind.WRONG_SHAPE, cause=cause)
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     raised = {ast.unparse(node.exc) for node in ast.walk(tree) if isinstance(node, ast.Raise) and node.exc}
     if any(text.startswith("NotImplementedError") for text in raised):
-        return Outcome(property="the kernel is written", kind=NOT_ATTEMPTED.kind, cause=NOT_ATTEMPTED.cause)
+        return Outcome(name="the kernel is written", kind=NOT_ATTEMPTED.kind, cause=NOT_ATTEMPTED.cause)
     return None
 
 
-def observe_kernel(kernel: Any, case: Case, time_limit_s: float = 5.0) -> Observation:
+def without_triton() -> Outcome | None:
+    """Say that nothing can be judged, where Triton is not installed."""
+    if importlib.util.find_spec("triton") is not None:
+        return None
+    cause = "Triton is not installed here (it has no package for macOS and Windows): do this part on Linux"
+    return Outcome(name="Triton is installed", kind=Kind.NOT_JUDGED, cause=cause)
+
+
+def observe_kernel(kernel: Any, case: Case) -> Observation:
     """Run the kernel in the simulator on one input.
 
     Args:
         kernel: the student's `@triton.jit` kernel.
         case: the input; its heads are laid out one after the other.
-        time_limit_s: seconds of computing before it is stopped.
 
     Returns:
         `outputs["o"]` and `outputs["lse"]`, NaN where nothing was written, and what was counted.
@@ -116,10 +138,10 @@ def observe_kernel(kernel: Any, case: Case, time_limit_s: float = 5.0) -> Observ
     before = {"q": q.clone(), "k": k.clone(), "v": v.clone()}
     error, trace = None, None
     try:
-        with quiet(), time_limit(time_limit_s), simulator.trace(device=DEVICE) as trace:
+        with quiet(), time_limit(TIME_LIMIT_S), simulator.trace(device=DEVICE) as trace:
             kernel[grid](q, k, v, o, lse, dim**-0.5, seq, **_constants(case))
     except (Exception, TimeLimitReached) as reason:
-        error = _kernel_error(reason, case, time_limit_s)
+        error = _kernel_error(reason, case)
     tensors = trace.tensors if trace is not None and error is None else {}
     return Observation(
         outputs={"o": o.view(case.q.shape), "lse": lse.view(case.q.shape[:-1])},
@@ -135,12 +157,12 @@ def _constants(case: Case) -> dict[str, Any]:
     return {"HEAD_DIM": case.q.shape[-1], "BLOCK_M": block_m, "BLOCK_N": block_n, "CAUSAL": case.causal}
 
 
-def _kernel_error(error: BaseException, case: Case, time_limit_s: float) -> StudentError:
+def _kernel_error(error: BaseException, case: Case) -> StudentError:
     """Describe what stopped the kernel, by the student's own line."""
     from cme295lab.simulator import OutOfBoundsError, SimulatorError
 
     if not isinstance(error, SimulatorError):
-        return student_error(error, time_limit_s)
+        return student_error(error, TIME_LIMIT_S)
     place = f"\nat line {error.place.line}: {error.place.source.strip()}" if error.place else ""
     cause = ""
     if isinstance(error, OutOfBoundsError):
@@ -158,17 +180,13 @@ def judge_output(case: Case, seen: Observation) -> Outcome:
     """Judge the output."""
     if "o" in seen.traffic and not seen.traffic["o"].written_bytes:
         cause = "nothing was written to o: the kernel must store its tile with tl.store"
-        return Outcome(property="", kind=Kind.WRONG_VALUE, cause=cause)
+        return Outcome(name="", kind=Kind.WRONG_VALUE, cause=cause)
     return case.judge_output(seen.outputs["o"])
 
 
 def judge_exact(case: Case, seen: Observation) -> Outcome:
     """Judge the output for other tile sizes."""
     return case.judge_output(seen.outputs["o"], Kind.NOT_EXACT)
-
-
-def _judge_accumulation(case: Case, seen: Observation) -> Outcome:
-    return judge_accumulation(case, seen.outputs["o"])
 
 
 def judge_lse(case: Case, seen: Observation) -> Outcome:
@@ -209,16 +227,16 @@ def judge_traffic(case: Case, seen: Observation) -> Outcome:
                 difference = f"{name} is {verb}: {format_bytes(got)}, where {format_bytes(want)} suffice ({times})"
                 difference = difference.replace("(not at all)", "(it need not be)")
                 cause = _traffic_cause(name, verb, got, want, case)
-                return Outcome(property="", kind=Kind.TOO_MUCH_TRAFFIC, difference=difference, cause=cause)
-    return Outcome(property="")
+                return Outcome(name="", kind=Kind.TOO_MUCH_TRAFFIC, difference=difference, cause=cause)
+    return Outcome(name="")
 
 
 def _traffic_cause(name: str, verb: str, got: int, want: int, case: Case) -> str:
     if name in ("k", "v"):
         everything = expected_traffic(replace(case, causal=False))[name].read_bytes
         if case.causal and got == everything:
-            return "the loop over keys does not stop at the diagonal: tiles of keys that no query sees are read all the same"
-        return f"each tile of {name} is loaded more often than once per program: K and V are read more often than needed"
+            return "the loop over keys does not stop at the diagonal: tiles that no query sees are read too"
+        return f"a program loads each tile of {name} more than once: K and V are read more often than needed"
     if name == "q":
         return "q is loaded again for every tile of keys: load it once, before the loop"
     if verb == "read":
@@ -232,14 +250,17 @@ def judge_on_chip_memory(case: Case, seen: Observation) -> Outcome:
     if not outcome.passed:
         return outcome
     (block_m, block_n), dim = case.blocks, case.q.shape[-1]
-    # Generous: six tiles of queries and of keys (loaded, converted, transposed) and ten of scores, float32, alive at once.
+    # Generous: six tiles of queries and of keys (loaded, converted, transposed) and ten of scores, float32, alive at
+    # once.
     limit_bytes = 4 * (6 * block_m * dim + 6 * block_n * dim + 10 * block_m * block_n)
     if seen.sram_peak_bytes <= limit_bytes:
-        return Outcome(property="")
+        return Outcome(name="")
     held, limit = (format_bytes(n, binary=True) for n in (seen.sram_peak_bytes, limit_bytes))
     difference = f"one program holds {held} on the chip; tiles of {block_m} x {block_n} need less than {limit}"
-    cause = f"rows of all N = {case.seq} scores are held at once: load BLOCK_N keys at a time and merge them into the state"
-    return Outcome(property="", kind=Kind.TOO_MUCH_MEMORY, difference=difference, cause=cause)
+    cause = (
+        f"rows of all N = {case.seq} scores are held at once: load BLOCK_N keys at a time and merge them into the state"
+    )
+    return Outcome(name="", kind=Kind.TOO_MUCH_MEMORY, difference=difference, cause=cause)
 
 
 def _compiles(case: Case) -> Property:
@@ -264,7 +285,7 @@ def _compiles(case: Case) -> Property:
     return Property(
         name="Triton compiles it for a GPU",
         observe=observe,
-        judge=lambda seen: Outcome(property=""),
+        judge=lambda seen: Outcome(name=""),
         where=where,
         needs=(_FULL,),
     )

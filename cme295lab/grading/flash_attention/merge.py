@@ -18,6 +18,7 @@ from cme295lab.grading.observe import Observation, observe_call
 from cme295lab.grading.result import Kind, Outcome
 
 State = tuple[Tensor, Tensor, Tensor]
+TIME_LIMIT_S = 5.0
 NAMES = ("m", "l", "o")
 
 
@@ -101,7 +102,7 @@ def _merge(
     inputs = {f"{n}_{block}": x for block, state in (("a", rounded_a), ("b", rounded_b)) for n, x in zip(NAMES, state)}
 
     def observe(student: Callable[..., Any]) -> Observation:
-        return observe_call(student, {key: value.clone() for key, value in inputs.items()}, time_limit_s=5)
+        return observe_call(student, {key: value.clone() for key, value in inputs.items()}, TIME_LIMIT_S)
 
     def judge(seen: Observation) -> Outcome:
         return judge_state(seen.outputs["result"], a, b, whole, dtype)
@@ -112,17 +113,15 @@ def _merge(
 def judge_state(got: Any, a: State, b: State, whole: State, dtype: torch.dtype) -> Outcome:
     """Judge a merged state: m, then l, then o."""
     if not isinstance(got, tuple) or len(got) != 3:
-        return Outcome(
-            property="", kind=Kind.WRONG_SHAPE, cause=f"return the three tensors (m, l, o), not {_kind_of(got)}"
-        )
+        return Outcome(name="", kind=Kind.WRONG_SHAPE, cause=f"return the three tensors (m, l, o), not {_kind_of(got)}")
     if _is_worked_example(got) and got[0].shape != whole[0].shape:
         cause = "these are the numbers of the worked example, whatever the input: compute them from the arguments"
-        return Outcome(property="", kind=Kind.WRONG_VALUE, cause=cause)
+        return Outcome(name="", kind=Kind.WRONG_VALUE, cause=cause)
     if all(isinstance(x, Tensor) and torch.equal(x, y.to(dtype)) for x, y in zip(got, a)):
         difference = judge_tensor(got[1], Expected(name="l", value=whole[1], dtype=dtype, allowed=0.0)).difference
         if difference:
             cause = "the first block is returned unchanged: the second block must be added"
-            return Outcome(property="", kind=Kind.WRONG_VALUE, difference=difference, cause=cause)
+            return Outcome(name="", kind=Kind.WRONG_VALUE, difference=difference, cause=cause)
     for index, name in enumerate(NAMES):
         # exp(m_a - m) is as inexact as m is large.
         magnitude = float(whole[index].abs().max() + whole[0].abs().max())
@@ -133,7 +132,7 @@ def judge_state(got: Any, a: State, b: State, whole: State, dtype: torch.dtype) 
         outcome = judge_tensor(got[index], expected)
         if not outcome.passed:
             return outcome
-    return Outcome(property="")
+    return Outcome(name="")
 
 
 def _kind_of(got: Any) -> str:
@@ -173,13 +172,13 @@ def _mistakes(name: str, a: State, b: State) -> Iterator[Hypothesis]:
     yield Hypothesis(f"{what} is rescaled with the two factors swapped", lambda: x_a * w_b + x_b * w_a)
     yield Hypothesis(f"{what} holds the second block only: the first one must be added", lambda: x_b)
     if name == "o":
-        l = l_a * w_a[..., 0] + l_b * w_b[..., 0]
+        total = l_a * w_a[..., 0] + l_b * w_b[..., 0]
         cause = "o is already divided by l: keep it unnormalised, the division comes once, at the very end"
-        yield Hypothesis(cause, lambda: (x_a * w_a + x_b * w_b) / l[..., None])
+        yield Hypothesis(cause, lambda: (x_a * w_a + x_b * w_b) / total[..., None])
         cause = (
             "o averages the parts weighted by their l as if they were normalised: here o is the plain sum exp(s - m) V"
         )
-        yield Hypothesis(cause, lambda: (x_a * w_a * l_a[..., None] + x_b * w_b * l_b[..., None]) / l[..., None])
+        yield Hypothesis(cause, lambda: (x_a * w_a * l_a[..., None] + x_b * w_b * l_b[..., None]) / total[..., None])
 
 
 def _fold(
@@ -197,7 +196,7 @@ def _fold(
         return total
 
     def observe(student: Callable[..., Any]) -> Observation:
-        return observe_call(lambda: (*fold(student, False), *fold(student, True)), {}, time_limit_s=5)
+        return observe_call(lambda: (*fold(student, False), *fold(student, True)), {}, TIME_LIMIT_S)
 
     def judge(seen: Observation) -> Outcome:
         got = seen.outputs["result"]
@@ -206,8 +205,8 @@ def _fold(
             if not outcome.passed:
                 kind = Kind.NOT_EXACT if outcome.kind is Kind.WRONG_VALUE else outcome.kind
                 cause = "merging two blocks is right and merging six is not: does the result depend on the order?"
-                return Outcome(property="", kind=kind, difference=outcome.difference, cause=cause)
-        return Outcome(property="")
+                return Outcome(name="", kind=kind, difference=outcome.difference, cause=cause)
+        return Outcome(name="")
 
     where = where.replace("two blocks of 8 and 16", "six blocks of 4")
     return Property(name=name, observe=observe, judge=judge, where=where, needs=needs)

@@ -1,7 +1,7 @@
 """Known mistakes in blockwise attention, and what they give.
 
-Each mistake is an option of one float64 implementation of the online softmax which, with every option at its default, is
-right (a test holds it to the truth). The checks use it to name the cause of a wrong value.
+Each mistake is an option of one float64 implementation of the online softmax which, with every option at its default,
+is right (a test holds it to the truth). The checks use it to name the cause of a wrong value.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Float
@@ -85,8 +86,8 @@ MISTAKES: tuple[Mistake, ...] = (
         inverse_rescale=True,
     ),
     Mistake(
-        cause="only the last block counts: either the running maximum m is not updated at the end of each block (so that "
-        "exp(m_old - m_new) stays 0), or the accumulator and l are overwritten instead of added to",
+        cause="only the last block counts: either the running maximum m is not updated at the end of each block (so "
+        "that exp(m_old - m_new) stays 0), or the accumulator and l are overwritten instead of added to",
         keep_maximum=True,
     ),
     Mistake(
@@ -134,7 +135,8 @@ MISTAKES: tuple[Mistake, ...] = (
 )
 
 _ALL_NAN = (
-    "every value is NaN: exp overflows when the running maximum is not subtracted; exp(m_new - m_old) is infinite at the "
+    "every value is NaN: exp overflows when the running maximum is not subtracted; exp(m_new - m_old) is infinite "
+    "at the "
     "start, where the factor must be exp(m_old - m_new); and a row that sees no key gives 0 / 0"
 )
 
@@ -202,12 +204,11 @@ def _step(
 
 def mistaken_outputs(q: Tensor, k: Tensor, v: Tensor, causal: bool, blocks: tuple[int, int]) -> Iterator[Hypothesis]:
     """What each known mistake gives as the output of attention on this input."""
-    for name, value in (("q", q), ("k", k), ("v", v)):
-        yield Hypothesis(f"the result is the input {name}, untouched", lambda value=value: value)
+    yield Hypothesis("the result is the input q, untouched", lambda: q)
+    yield Hypothesis("the result is the input k, untouched", lambda: k)
+    yield Hypothesis("the result is the input v, untouched", lambda: v)
     for mistake in _applicable(k.shape[-2], causal, blocks):
-        yield Hypothesis(
-            mistake.cause, lambda mistake=mistake: blockwise_attention(q, k, v, causal, blocks, mistake)[0]
-        )
+        yield Hypothesis(mistake.cause, partial(_blockwise, 0, q, k, v, causal, blocks, mistake))
     yield Hypothesis(_ALL_NAN, lambda: torch.full(q.shape, torch.nan))
 
 
@@ -215,7 +216,7 @@ def mistaken_lse(q: Tensor, k: Tensor, v: Tensor, causal: bool, blocks: tuple[in
     """What each known mistake gives as the log-sum-exp on this input."""
     scores = q.double() @ k.double().transpose(-2, -1) / math.sqrt(q.shape[-1])
     if causal:
-        scores = scores.masked_fill(~_visible(*scores.shape[-2:], 1, Mistake()), -math.inf)
+        scores = scores.masked_fill(~_visible(scores.shape[-2], scores.shape[-1], 1, Mistake()), -math.inf)
     highest, lse = scores.amax(-1), scores.logsumexp(-1)
     log_total = lse - highest
     wrong = "the log-sum-exp is m + log(l); yours is"
@@ -227,9 +228,14 @@ def mistaken_lse(q: Tensor, k: Tensor, v: Tensor, causal: bool, blocks: tuple[in
     yield Hypothesis(f"{wrong} m + log2(l): it is a natural logarithm", lambda: highest + log_total / math.log(2))
     yield Hypothesis(f"{wrong} in base 2: divide by log2(e) at the end", lambda: lse / math.log(2))
     for mistake in _applicable(k.shape[-2], causal, blocks):
-        yield Hypothesis(
-            mistake.cause, lambda mistake=mistake: blockwise_attention(q, k, v, causal, blocks, mistake)[1]
-        )
+        yield Hypothesis(mistake.cause, partial(_blockwise, 1, q, k, v, causal, blocks, mistake))
+
+
+def _blockwise(
+    which: int, q: Tensor, k: Tensor, v: Tensor, causal: bool, blocks: tuple[int, int], mistake: Mistake
+) -> Tensor:
+    """The output (0) or the log-sum-exp (1) of blockwise attention with a mistake."""
+    return blockwise_attention(q, k, v, causal, blocks, mistake)[which]
 
 
 def _applicable(cols: int, causal: bool, blocks: tuple[int, int]) -> Iterator[Mistake]:

@@ -15,6 +15,7 @@ from cme295lab.units import format_bytes
 
 _FULL = "without a mask, the output is softmax(q kᵀ / sqrt(dim)) v"
 _TILED = "no N x N matrix exists at any time"
+TIME_LIMIT_S = 10.0
 _MAX_TILES_HELD = (
     12  # of seq x block_size float32: q, k, v and o in float32, a row of scores, exponentials and temporaries
 )
@@ -66,7 +67,7 @@ def _property(
 ) -> Property:
     def observe(student: Callable[..., Any]) -> Observation:
         inputs = {"q": case.q.clone(), "k": case.k.clone(), "v": case.v.clone()}
-        return observe_call(student, {**inputs, "causal": case.causal, "block_size": case.blocks[1]})
+        return observe_call(student, {**inputs, "causal": case.causal, "block_size": case.blocks[1]}, TIME_LIMIT_S)
 
     def judge_seen(seen: Observation) -> Outcome:
         return judge(case, seen) if judge is not None else case.judge_output(seen.outputs["result"], kind)
@@ -88,11 +89,11 @@ def judge_memory(case: Case, seen: Observation) -> Outcome:
             f"N x N is {seq * seq:,}; a tile of keys for all queries needs {tile_elements:,}"
         )
         cause = f"an N x N matrix is materialised (N = {seq}): compute the scores of one block of keys at a time"
-        return Outcome(property="", kind=Kind.TOO_MUCH_MEMORY, difference=difference, cause=cause)
+        return Outcome(name="", kind=Kind.TOO_MUCH_MEMORY, difference=difference, cause=cause)
     limit_bytes = _MAX_TILES_HELD * tile_elements * 4
     if seen.peak_bytes > limit_bytes:
         held, limit = format_bytes(seen.peak_bytes), format_bytes(limit_bytes)
         difference = f"{held} were held at one time, tiles need {limit} at most"
         cause = "the blocks of the N x N matrix are all kept at once, in a list for example: use each block and drop it"
-        return Outcome(property="", kind=Kind.TOO_MUCH_MEMORY, difference=difference, cause=cause)
-    return Outcome(property="")
+        return Outcome(name="", kind=Kind.TOO_MUCH_MEMORY, difference=difference, cause=cause)
+    return Outcome(name="")
