@@ -41,6 +41,7 @@ def repository() -> Path:
     return Path(__file__).resolve().parents[1]
 
 
+@pytest.hookimpl(trylast=True)  # after -m has chosen
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave out what needs a GPU or a browser that is not there; in CI a missing browser is an error."""
     reasons = {"gpu": _why_no_gpu, "browser": _why_no_browser}
