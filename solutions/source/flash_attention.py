@@ -36,7 +36,8 @@ from cme295lab.grading import checks
 
 # %% [markdown]
 # A small example: the scores $[1, 3 \mid 2, 5]$ in two blocks. The second maximum is larger. **Predict**: by what
-# factor does the first block's sum shrink when both are measured from $m = 5$?
+# factor does the first block's sum shrink when it is measured from $m = 5$ instead of $m = 3$? The last line tells you
+# whether you are right.
 
 # %% nbgrader={"grade":false,"grade_id":"block_state","locked":true,"schema_version":3,"solution":false}
 def block_state(scores, values):
@@ -95,8 +96,8 @@ result.award(2)
 # %% [markdown]
 # ## Part 2. Tiled attention in PyTorch
 #
-# Attention is $O = \mathrm{softmax}\left(QK^\top / \sqrt{d}\right)V$. For $N$ queries and keys the score matrix has $N
-# \times N$ numbers: at $N = 65{,}536$ and 2 bytes each, that is 8.6 GB for *one* head. So cut it into **tiles** of
+# Attention is $O = \mathrm{softmax}\left(QK^\top / \sqrt{d}\right)V$. For $N$ queries and keys the score matrix has
+# $N \times N$ numbers: at $N = 65{,}536$ and 2 bytes each, that is 8.6 GB for *one* head. So cut it into **tiles** of
 # `block_size` queries by `block_size` keys and never hold more than one:
 #
 # - for each tile of queries, start with the empty state $m = -\infty$, $\ell = 0$, $o = 0$;
@@ -186,9 +187,9 @@ result.award(4)
 # outer loop has become the grid. A program loads its tile of Q once, then walks over K and V, `BLOCK_N` keys at a
 # time. The scores, the state and the accumulator live on the chip and never reach HBM.
 #
-# Memory is addressed by hand: row $i$ of a head starts at element $i \cdot d$, so a block of pointers is `k_ptr +
-# columns[:, None] * HEAD_DIM + dims[None, :]`. A `mask=` keeps a load inside the tensor; `other=` is what the masked
-# elements become.
+# Memory is addressed by hand. Row $i$ of a head starts $i \cdot d$ elements after the head does, so a block of pointers
+# is `k_ptr + head_start + columns[:, None] * HEAD_DIM + dims[None, :]`. A `mask=` keeps a load inside the tensor;
+# `other=` is what the masked elements become.
 
 # %% [markdown]
 # | in PyTorch | in Triton |
@@ -269,7 +270,7 @@ result.award(6)
 
 # %% nbgrader={"grade":false,"grade_id":"run_the_kernel","locked":true,"schema_version":3,"solution":false}
 def flash_forward(q, k, v, causal=False, block_m=64, block_n=64):
-    """Launch your kernel on (heads, seq, dim) tensors: on a GPU as it is, elsewhere inside the simulator."""
+    """Launch your kernel on (heads, seq, dim) tensors: CUDA tensors as they are, others inside the simulator."""
     heads, seq, dim = q.shape
     o, lse = torch.empty_like(q), torch.empty(heads, seq, device=q.device)
     grid = (triton.cdiv(seq, block_m), heads)
@@ -277,7 +278,7 @@ def flash_forward(q, k, v, causal=False, block_m=64, block_n=64):
     flash_forward_kernel[grid](q, k, v, o, lse, dim**-0.5, seq, **constants)
     return o, lse
 
-
+# %%
 if result.passed:
     with simulator.trace(device="A100") as trace:
         flash_forward(*torch.randn(3, 4, 512, 64, generator=torch.manual_seed(0)).half())
@@ -288,19 +289,19 @@ if result.passed:
 #
 # Now predict those numbers. One head, $N$ queries and keys, head dimension $d$, no mask, $e$ bytes an element.
 #
-# **Standard attention** is three kernels, each of which reads its inputs from HBM and writes its output there: $S =
-# QK^\top$, then $P = \mathrm{softmax}(S)$, then $O = PV$. Count every element of every input and output of a kernel
-# once.
+# **Standard attention** is three kernels, each of which reads its inputs from HBM and writes its output there:
+# $S = QK^\top$, then $P = \mathrm{softmax}(S)$, then $O = PV$. Count every element of every input and output of a
+# kernel once.
 #
 # **FlashAttention** (Part 3) is one kernel. Count what its programs ask for: $Q$, $K$, $V$ in, $O$ and the log-sum-exp
 # out. The log-sum-exp is float32 (4 bytes) whatever $e$ is.
 
 # %% [markdown]
-# A small example, at $N = 4$, $d = 2$, $e = 2$: writing $S$ costs $4 \cdot 4 \cdot 2 = 32$ bytes, reading $Q$ costs $4
-# \cdot 2 \cdot 2 = 16$ bytes. With tiles of 2 queries there are 2 programs, and each reads all of $K$: $2 \cdot 16 =
-# 32$ bytes.
+# A small example, at $N = 4$, $d = 2$, $e = 2$: writing $S$ costs $4 \cdot 4 \cdot 2 = 32$ bytes, reading $Q$ costs
+# $4 \cdot 2 \cdot 2 = 16$ bytes. With tiles of 2 queries there are 2 programs, and each reads all of $K$:
+# $2 \cdot 16 = 32$ bytes.
 #
-# Lengths that the tile does not divide count too: masked elements are not read.
+# Your formulas must also hold for lengths that the tile does not divide: masked elements are not read.
 
 # %% nbgrader={"grade":false,"grade_id":"traffic","locked":false,"schema_version":3,"solution":true}
 def standard_forward_bytes(seq: int, dim: int, element_bytes: int = 2) -> int:
@@ -340,8 +341,7 @@ result.award(3)
 # ## Summary
 #
 # - A softmax can be computed block by block: keep $(m, \ell, o)$ and rescale when the maximum moves.
-# - Attention therefore needs $O(N)$ extra memory, and its result is exact.
-# - K and V are read once per tile of queries: larger `block_m`, less traffic, until the tile no longer fits on the
-#   chip.
-# - Standard attention moves $4N^2 + 4Nd$ elements. **Question to take away**: from which `block_m` on does
-#   FlashAttention move less?
+# - Attention therefore needs only $O(N)$ extra memory, and its result is still exact.
+# - The kernel trades reads for writes: it reads K and V again for every tile of queries, and never writes a score.
+# - **To take away**: your two formulas meet at some `block_m`. Where, for $N = 4096$ and $d = 64$? And what keeps
+#   `block_m` from growing for ever?
