@@ -131,7 +131,7 @@ def diagnose(got: Tensor, expected: Tensor, hypotheses: Iterable[Hypothesis], al
         share = _share_explained(got64, expected64, hypothesis.output().double(), allowed)
         if share >= _SHARE_THAT_MATCHES and share > best:
             best, cause = share, hypothesis.cause
-    return cause or _overflow(got64, expected64)
+    return cause
 
 
 def _share_explained(got: Tensor, expected: Tensor, mistaken: Tensor, allowed: float) -> float:
@@ -183,6 +183,7 @@ class Expected:
         dtype: the dtype it must have.
         allowed: the absolute error that rounding explains.
         mistakes: what known mistakes give.
+        explain: reads a cause from the absolute errors, where no known mistake matches; an empty string if it cannot.
         kind: what to call a difference.
     """
 
@@ -191,6 +192,7 @@ class Expected:
     dtype: torch.dtype
     allowed: float
     mistakes: Iterable[Hypothesis] = ()
+    explain: Callable[[Tensor], str] = lambda error: ""
     kind: Kind = Kind.WRONG_VALUE
 
 
@@ -208,7 +210,11 @@ def judge_tensor(got: Any, expected: Expected) -> Outcome:
     difference = largest_difference(name, got, want, expected.allowed)
     if not difference.exceeds:
         return Outcome(name=name)
-    cause = diagnose(got, want, expected.mistakes, expected.allowed)
+    cause = (
+        diagnose(got, want, expected.mistakes, expected.allowed)
+        or expected.explain((got.double() - want.double()).abs())
+        or _overflow(got, want)
+    )
     return Outcome(name=name, kind=expected.kind, difference=str(difference), cause=cause)
 
 

@@ -104,16 +104,16 @@ class CheckResult:
         if self.passed:
             return f"{head}. All {total} properties hold."
         if self.kind is Kind.NOT_ATTEMPTED and not held:
-            return "\n".join([f"{head}.", f"  {self.failures[0].cause}", self._hint_line()])
-        lines = [f"{head}. {held} of {total} properties hold, score {self.score:.0%}."]
-        lines += [f"  {'✓' if outcome.passed else '✗'} {_headline(outcome)}" for outcome in self.outcomes]
+            return "\n".join([f"{head}.", f"  {self.failures[0].cause}", f"  Hint: {self.hint}"])
         first = self.failures[0]
-        lines += ["", f"{first.kind.capitalize()}: {first.name}"]
-        lines += [f"  {label}: {text}" for label, text in first.details()]
-        return "\n".join([*lines, self._hint_line()])
+        lines = [head, f"  Failed: {first.name}", *(f"  {label}: {text}" for label, text in first.details())]
+        lines += [f"  Hint: {self.hint}", f"{held} of {total} properties hold, score {self.score:.0%}:"]
+        return "\n".join([*lines, *(f"  {_mark(outcome)} {_headline(outcome)}" for outcome in self.outcomes)])
 
-    def _hint_line(self) -> str:
-        return f'  Hint: checks.hint("{self.exercise}")'
+    @property
+    def hint(self) -> str:
+        """What to type for a hint."""
+        return f'checks.hint("{self.exercise}")'
 
     def __and__(self, other: CheckResult) -> CheckResult:
         """Both verdicts in one: a property holds only if it holds in both."""
@@ -173,47 +173,51 @@ def show(thing: object) -> None:
 
 
 def _headline(outcome: Outcome) -> str:
-    """A property on one line, with how it failed and, shortly, why."""
-    if outcome.passed:
-        return outcome.name
-    return f"{outcome.name} ({outcome.kind})"
+    """A property on one line, with how it failed."""
+    return outcome.name if outcome.passed else f"{outcome.name} ({outcome.kind})"
 
 
-# Blue and vermilion of the Okabe-Ito palette: told apart by colour-blind readers; the tick and the cross say it too.
-_BLUE, _VERMILION, _GREY = "#0072B2", "#D55E00", "#767676"
+def _mark(outcome: Outcome) -> str:
+    return "✓" if outcome.passed else "–" if outcome.kind is Kind.NOT_JUDGED else "✗"
+
+
+# Blue and vermilion of the Okabe-Ito palette: told apart by colour-blind readers, and the marks say it too.
+_COLOURS = {"✓": "#0072B2", "✗": "#D55E00", "–": "#767676"}
 
 
 def _html(result: CheckResult) -> str:
-    colour = _BLUE if result.passed else _GREY if result.kind is Kind.NOT_ATTEMPTED else _VERMILION
+    untouched = result.kind is Kind.NOT_ATTEMPTED and not any(outcome.passed for outcome in result.outcomes)
+    mark = "✓" if result.passed else "–" if untouched else "✗"
+    colour = _COLOURS[mark]
     held = sum(outcome.passed for outcome in result.outcomes)
-    parts = [
-        f'<div role="status" style="border-left:4px solid {colour};padding:4px 12px;margin:4px 0">',
+    head = (
         f"<b>{escape(result.exercise)} · {escape(result.title)}</b>: "
-        f'<b style="color:{colour}">{"✓" if result.passed else "✗"} {escape(result.kind)}</b> '
-        f"({held} of {len(result.outcomes)} properties, score {result.score:.0%})",
-    ]
-    if result.kind is Kind.NOT_ATTEMPTED and not held:
+        f'<b style="color:{colour}">{mark} {escape(result.kind)}</b>'
+    )
+    parts = [f'<div role="status" style="border-left:4px solid {colour};padding:4px 12px;margin:4px 0">{head}']
+    if untouched:
         parts.append(f"<div>{escape(result.failures[0].cause)}</div>")
-    else:
-        parts.append('<ul style="list-style:none;padding-left:0;margin:4px 0">')
-        parts += [_html_item(outcome) for outcome in result.outcomes]
-        parts.append("</ul>")
-        parts += [_html_details(outcome) for outcome in result.failures[:1]]
+    elif not result.passed:
+        parts.append(_html_details(result.failures[0]))
     if not result.passed:
-        parts.append(f"<div>Hint: <code>{escape(result._hint_line().removeprefix('  Hint: '))}</code></div>")
+        parts.append(f"<div>Hint: <code>{escape(result.hint)}</code></div>")
+    if not untouched:
+        items = "".join(_html_item(outcome) for outcome in result.outcomes)
+        parts.append(f"<div>{held} of {len(result.outcomes)} properties hold, score {result.score:.0%}</div>")
+        parts.append(f'<ul style="list-style:none;padding-left:0;margin:4px 0">{items}</ul>')
     return "".join([*parts, "</div>"])
 
 
 def _html_item(outcome: Outcome) -> str:
-    mark, colour = ("✓", _BLUE) if outcome.passed else ("✗", _VERMILION)
-    return f'<li><span style="color:{colour}">{mark}</span> {escape(_headline(outcome))}</li>'
+    mark = _mark(outcome)
+    return f'<li><span style="color:{_COLOURS[mark]}">{mark}</span> {escape(_headline(outcome))}</li>'
 
 
 def _html_details(outcome: Outcome) -> str:
-    rows = [("Failed", outcome.name), *outcome.details()]
+    style = "text-align:left;vertical-align:top"
     cells = "".join(
-        f'<tr><th style="text-align:left;vertical-align:top">{escape(label)}</th>'
-        f'<td style="text-align:left;white-space:pre-wrap">{escape(text)}</td></tr>'
-        for label, text in rows
+        f'<tr><th style="{style};white-space:nowrap">{escape(label)}</th>'
+        f'<td style="{style};white-space:pre-wrap">{escape(text)}</td></tr>'
+        for label, text in [("Failed", outcome.name), *outcome.details()]
     )
     return f"<table>{cells}</table>"

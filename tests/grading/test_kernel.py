@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from cme295lab import simulator
 from cme295lab.grading import checks
 from cme295lab.grading.flash_attention import kernel
 from cme295lab.grading.result import Kind
@@ -268,6 +269,14 @@ STOPPED = [
         at_most=0.0,
     ),
     student(
+        "renamed pointers",
+        "k_ptr",
+        "keys",
+        kind=Kind.WRONG_SHAPE,
+        says="must begin with q_ptr, k_ptr",
+        at_most=0.0,
+    ),
+    student(
         "not attempted",
         "        m = m_new\n",
         "        raise NotImplementedError()\n",
@@ -336,3 +345,10 @@ def test_kernel_check_refuses_what_is_not_a_kernel() -> None:
     result = checks.run("flash_attention/3", lambda q: q)
     assert not result.passed
     assert "@triton.jit" in result.message
+
+
+def test_kernel_check_leaves_the_simulator_switched_off_after_a_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernel, "TIME_LIMIT_S", 0.3)
+    endless = next(made for made in STOPPED if made.kind is Kind.TIMED_OUT)
+    assert checks.run("flash_attention/3", kernel_of(endless)).kind is Kind.TIMED_OUT
+    assert not simulator.is_enabled()

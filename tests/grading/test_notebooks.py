@@ -1,4 +1,4 @@
-"""The instructor's notebook earns full marks, the students' notebook earns none and crashes nowhere; nbgrader agrees."""
+"""The instructor's notebook earns full marks; the students' earns none and crashes nowhere; nbgrader agrees."""
 
 import ast
 import os

@@ -30,9 +30,8 @@ BAD = Outcome(
 def test_message_says_property_input_difference_cause_and_hint_in_this_order() -> None:
     message = result(GOOD, BAD).message
     parts = ["too much memory", "it is small", "seed 7", "expected 1", "a copy", 'checks.hint("topic/1")']
-    places = [message.rindex(part) for part in parts[1:]]
+    places = [message.index(part) for part in parts]
     assert places == sorted(places)
-    assert parts[0] in message
 
 
 def test_score_is_the_weighted_share_of_properties() -> None:

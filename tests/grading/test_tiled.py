@@ -155,6 +155,8 @@ WRONG = [
     ),
     student(
         "whole blocks of queries only",
+        "torch.empty_like(q)",
+        "torch.full_like(q, math.nan)",
         "range(0, seq, block_size)",
         "range(0, seq - block_size + 1, block_size)",
         says=("does not divide", "last, incomplete tile"),
@@ -355,3 +357,23 @@ def test_tiled_check_rejects_ready_made_attention(made: Student) -> None:
     assert result.kind is Kind.NOT_ALLOWED, result.message
     assert result.score == 0.0
     says_all(made, result.message)
+
+
+def test_hidden_inputs_catch_memorised_answers() -> None:
+    """Code that knows the visible inputs by heart passes the visible check, and fails both together."""
+    known: list[tuple[torch.Tensor, torch.Tensor]] = []
+    solution = attention_of(RIGHT[0])
+
+    def learns(q, k, v, causal, block_size):
+        known.append((q.clone(), solution(q, k, v, causal, block_size)))
+        return known[-1][1]
+
+    def recites(q, k, v, causal, block_size):
+        found = [o for seen, o in known if seen.shape == q.shape and torch.equal(seen, q)]
+        return found[-1 if causal else 0] if found else torch.zeros_like(q)
+
+    assert checks.run("flash_attention/2", learns).passed
+    visible = checks.run("flash_attention/2", recites)
+    hidden = checks.run("flash_attention/2", recites, seed=295)
+    assert visible.score > 0.6
+    assert (visible & hidden).score < 0.2

@@ -13,6 +13,8 @@ from cme295lab.grading.flash_attention.mistakes import mistaken_lse, mistaken_ou
 from cme295lab.grading.flash_attention.reference import exact_attention
 from cme295lab.grading.result import Kind, Outcome
 
+_COARSE = "the errors are as large as rounding"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
@@ -77,21 +79,18 @@ class Case:
         """
         value, _ = exact_attention(self.q, self.k, self.v, self.causal)
         mistakes = mistaken_outputs(self.q, self.k, self.v, self.causal, self.blocks)
-        allowed = self.allowed_error()
-        expected = Expected(name="o", value=value, dtype=self.q.dtype, allowed=allowed, mistakes=mistakes, kind=kind)
+        expected = Expected(
+            name="o",
+            value=value,
+            dtype=self.q.dtype,
+            allowed=self.allowed_error(),
+            mistakes=mistakes,
+            explain=self._explain,
+            kind=kind,
+        )
         outcome = judge_tensor(got, expected)
-        if outcome.kind is kind and not outcome.cause:
-            error = (got.double() - value).abs()
-            coarse = self._coarser_dtype(error)
-            if coarse:
-                cause = (
-                    f"the error is as large as rounding in {coarse}: something between the scores and the output is "
-                    f"kept "
-                    f"in {coarse}, such as an accumulator. Accumulate in float32"
-                )
-                return replace(outcome, kind=Kind.NOT_EXACT, cause=cause)
-            return replace(outcome, cause=self._where_off(~(error <= allowed)))
-        return outcome
+        looks_rounded = outcome.kind is Kind.WRONG_VALUE and outcome.cause.startswith(_COARSE)
+        return replace(outcome, kind=Kind.NOT_EXACT) if looks_rounded else outcome
 
     def judge_lse(self, got: Tensor) -> Outcome:
         """Judge the student's log-sum-exp (float32)."""
@@ -103,13 +102,16 @@ class Case:
             got, Expected(name="lse", value=value, dtype=torch.float32, allowed=allowed, mistakes=mistakes)
         )
 
-    def _coarser_dtype(self, error: Tensor) -> str:
-        """The half-precision dtype whose rounding the errors look like, if the input is not in it."""
-        for dtype in (torch.float16, torch.bfloat16):
-            rounding = allowed_error(dtype, float(self.v.abs().max()))
-            if dtype != self.q.dtype and self.q.dtype != torch.bfloat16 and bool((error <= rounding / 2).all()):
-                return str(dtype).removeprefix("torch.")
-        return ""
+    def _explain(self, error: Tensor) -> str:
+        """A cause read from how large the errors are, or from where they are."""
+        for dtype in (torch.float16, torch.bfloat16) if self.q.dtype == torch.float32 else ():
+            if bool((error <= allowed_error(dtype, float(self.v.abs().max())) / 2).all()):
+                coarse = str(dtype).removeprefix("torch.")
+                return (
+                    f"{_COARSE} in {coarse}: something between the scores and the output is kept in {coarse}, such as "
+                    "an accumulator. Accumulate in float32"
+                )
+        return self._where_off(~(error <= self.allowed_error()))
 
     def _where_off(self, off: Tensor) -> str:
         """A cause read from where the values are off, if the place tells something."""

@@ -34,6 +34,7 @@ Judge = Callable[[Case, Observation], Outcome]
 _FULL = "without a mask, the output is softmax(q kᵀ / sqrt(dim)) v"
 _LSE_BYTES = 4  # the log-sum-exp is float32
 _TRAFFIC_SLACK = 1.02
+_POINTERS = ("q_ptr", "k_ptr", "v_ptr", "o_ptr", "lse_ptr")  # the simulator counts under these names
 TIME_LIMIT_S = 5.0
 
 
@@ -104,6 +105,10 @@ def refuse(kernel: Any) -> Outcome | None:
     if not inspect.isfunction(function):
         cause = f"hand over the @triton.jit kernel itself; this is a {type(kernel).__name__}"
         return Outcome(name="the kernel is a Triton kernel", kind=Kind.WRONG_SHAPE, cause=cause)
+    names = tuple(inspect.signature(function).parameters)
+    if names[: len(_POINTERS)] != _POINTERS:
+        cause = f"the kernel's arguments must begin with {', '.join(_POINTERS)}; yours are {', '.join(names)}"
+        return Outcome(name="the arguments of the stub are kept", kind=Kind.WRONG_SHAPE, cause=cause)
     tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
     raised = {ast.unparse(node.exc) for node in ast.walk(tree) if isinstance(node, ast.Raise) and node.exc}
     if any(text.startswith("NotImplementedError") for text in raised):
