@@ -68,7 +68,7 @@ class Interpreter(Expressions):
             raise UnsupportedFeatureError(
                 f"calling the Python function {getattr(function, '__name__', function)} on kernel values"
             )
-        return function(*args, **kwargs)
+        return self._resolve(function(*args, **kwargs))
 
     def _enter(self, source: KernelSource, variables: Variables) -> Any:
         m, outer, entry = self.m, getattr(self, "frame", None), self.m.active

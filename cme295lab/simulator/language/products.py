@@ -35,9 +35,7 @@ def dot(
     """acc + input @ other. Products of 16- and 8-bit floats are exact in float32; float32 operands keep all their
     bits unless `input_precision="tf32"` asks for the rounding of tensor cores."""
     shape = _result_shape(input, other, acc)
-    out = out_dtype or (acc.dtype if acc is not None else dtypes.float32 if input.dtype.is_float else dtypes.int32)
-    if not input.dtype.is_float:
-        out = dtypes.int32
+    out = _result_type(input.dtype, acc, out_dtype)
     left, right = _operands(m, input, other, input_precision)
     m.counters.dot_flops += 2 * math.prod(shape) * input.shape[-1] * m.num_active
     if acc is not None and acc.temporary and acc.dtype == out:
@@ -55,6 +53,21 @@ def dot(
     if not out.is_float:
         return result(m, product.to(torch.int32).numpy(), out, shape)
     return result(m, product if product.dtype == out.torch else product.to(out.torch), out, shape)
+
+
+def _result_type(operands: DType, acc: Block | None, wanted: DType | None) -> DType:
+    """Integers are accumulated in int32, fp64 in itself, fp16 and fp8 in fp32 or fp16, everything else in fp32."""
+    out = wanted or (acc.dtype if acc is not None else dtypes.float32)
+    if not operands.is_float:
+        out = dtypes.int32
+    elif operands.is_fp64() or operands.is_fp32() or operands.is_bf16():
+        out = dtypes.float64 if operands.is_fp64() else dtypes.float32
+    if out.is_bf16() or (acc is not None and acc.dtype != out):
+        raise KernelTypeError(
+            f"tl.dot: products of {operands} are not accumulated in {acc.dtype if acc is not None else out}; "
+            f"use {dtypes.float32 if out.is_bf16() else out}, and convert the result with .to(...)"
+        )
+    return out
 
 
 def _result_shape(a: Block, b: Block, acc: Block | None) -> tuple[int, ...]:

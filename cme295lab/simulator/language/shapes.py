@@ -26,7 +26,8 @@ def _sizes(shape: tuple[Any, ...]) -> tuple[int, ...]:
 @native("expand_dims", method=True)
 def expand_dims(m: Machine, input: Operand, axis: int | Sequence[int]) -> Block:
     block = require_block(input, "the argument of expand_dims")
-    for a in sorted(n % (len(block.shape) + 1) for n in ([axis] if isinstance(axis, int) else axis)):
+    axes = [axis] if isinstance(axis, int) else list(axis)
+    for a in sorted(n % (len(block.shape) + len(axes)) for n in axes):
         shape = (*block.shape[:a], 1, *block.shape[a:])
         block = block.viewed([_expanded(t, a + 1) for t in block.terms(m.active)], shape, m.active)
     return block
