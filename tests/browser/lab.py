@@ -18,6 +18,7 @@ from cme295lab.course.lab import lab_command, lab_environment
 
 START_TIMEOUT_S = 60
 OPEN_TIMEOUT_MS = 90_000
+MAX_PICTURE_HEIGHT = 16_000
 # JupyterLab draws only the cells in view unless told otherwise; tests look at all of them.
 _SETTINGS = {"@jupyterlab/notebook-extension/tracker.jupyterlab-settings": {"windowingMode": "none"}}
 # A traceback and a message on stderr carry the same MIME type on the page.
@@ -134,7 +135,7 @@ class LabNotebook:
         return tracebacks + undrawn.all_inner_texts()
 
     def screenshot(self, path: Path) -> Path:
-        """Save a picture of the page.
+        """Save a picture of the whole notebook.
 
         Args:
             path: a PNG file.
@@ -143,6 +144,9 @@ class LabNotebook:
             The file.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
+        height = self.page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollHeight")
+        self.page.set_viewport_size({"width": 1300, "height": min(height + 200, MAX_PICTURE_HEIGHT)})
+        self.page.wait_for_timeout(500)
         self.page.screenshot(path=path)
         return path
 
