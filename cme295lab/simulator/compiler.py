@@ -110,7 +110,11 @@ def compile_kernel(
 
     target = get_device(device)
     source = kernel_source(frontend.kernel_function(kernel))
-    bound = source.signature.bind(*args, **constants)
+    try:
+        bound = source.signature.bind(*args, **constants)
+    except TypeError as error:
+        parameters = ", ".join(source.signature.parameters)
+        raise SimulatorError(f"compiling {source.name}: {error}; its parameters are {parameters}") from None
     bound.apply_defaults()
     signature, fixed, attributes = _signature(source.function, dict(bound.arguments))
     try:
@@ -153,6 +157,8 @@ def _signature(
             or (isinstance(value, int) and not isinstance(value, bool) and value == 1)
         ):
             signature[name], fixed[name] = "constexpr", value
+        elif isinstance(value, torch.Tensor) and value.dtype not in _POINTER_TYPES:
+            raise SimulatorError(f"compile_kernel: argument {name!r} of dtype {value.dtype} has no type in a kernel")
         elif isinstance(value, torch.Tensor):
             signature[name] = f"*{_POINTER_TYPES[value.dtype]}"
             attributes[(position,)] = [["tt.divisibility", _ALIGNMENT]]

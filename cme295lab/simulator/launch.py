@@ -124,7 +124,8 @@ def _argument(name: str, value: Any, machine: Machine, storages: list[Storage]) 
             raise SimulatorError(
                 f"argument {name!r} is on {value.device}; put all tensors on the CPU (or all on the GPU)"
             )
-        storage = Storage(name.removesuffix("_ptr").lower(), value)
+        short = name.removesuffix("_ptr").lower()
+        storage = Storage(name if any(s.name == short for s in storages) else short, value)
         storages.append(storage)
         return Pointer([np.array([storage.first_element], np.int64)], storage.dtype, (), machine.active, storage)
     if isinstance(value, bool | int | float):
