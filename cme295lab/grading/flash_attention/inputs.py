@@ -111,10 +111,11 @@ class Case:
                     f"{_COARSE} in {coarse}: something between the scores and the output is kept in {coarse}, such as "
                     "an accumulator. Accumulate in float32"
                 )
-        return self._where_off(~(error <= self.allowed_error()))
+        return self._where_off(error)
 
-    def _where_off(self, off: Tensor) -> str:
+    def _where_off(self, error: Tensor) -> str:
         """A cause read from where the values are off, if the place tells something."""
+        off = ~(error <= self.allowed_error())
         rows = off.any(-1).flatten(0, 1).any(0)
         heads = off.flatten(2).any(-1).flatten()
         whole = self.seq // self.blocks[0] * self.blocks[0]
@@ -124,6 +125,8 @@ class Case:
                 "length, so "
                 "round the number of tiles up"
             )
+        if not error.isfinite().all():
+            return ""  # an overflow hits where the scores are large, whatever the tile or the head
         if not rows[: self.blocks[0]].any():
             return "only the first tile of queries is right: do the later ones start from the empty state?"
         if heads.numel() > 1 and not heads[0]:
