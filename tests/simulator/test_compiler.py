@@ -43,9 +43,7 @@ def compiled(device, dtype=torch.float16, block=64, **options):
     )
 
 
-@pytest.mark.parametrize(
-    ("device", "instruction"), [("A100", "HMMA"), ("H100", "HGMMA"), ("B200", "UTC")]
-)
+@pytest.mark.parametrize(("device", "instruction"), [("A100", "HMMA"), ("H100", "HGMMA"), ("B200", "UTC")])
 def test_a_product_of_16_bit_numbers_runs_on_tensor_cores(device, instruction):
     done = compiled(device)
     assert done.uses_tensor_cores
@@ -91,5 +89,5 @@ def test_mistakes():
         simulator.compile_kernel(copy_kernel, x, x, {}, device="A100", BLOCK=128)
     with pytest.raises(SimulatorError, match="compiling copy_kernel: missing a required argument: 'BLOCK'"):
         simulator.compile_kernel(copy_kernel, x, x, True, device="A100")
-    with pytest.raises(SimulatorError, match="argument 'x_ptr' of dtype torch.complex64 has no type in a kernel"):
+    with pytest.raises(SimulatorError, match=r"argument 'x_ptr' of dtype torch.complex64 has no type in a kernel"):
         simulator.compile_kernel(copy_kernel, x.to(torch.complex64), x, True, device="A100", BLOCK=128)

@@ -19,7 +19,9 @@ def add_kernel(x_ptr, y_ptr, Out_ptr, n, BLOCK: tl.constexpr):
     tl.store(Out_ptr + place, x + y, mask=mask)
 
 
-@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 4), (torch.float16, 2), (torch.bfloat16, 2), (torch.int8, 1)])
+@pytest.mark.parametrize(
+    ("dtype", "size"), [(torch.float32, 4), (torch.float16, 2), (torch.bfloat16, 2), (torch.int8, 1)]
+)
 @pytest.mark.parametrize("n", [1, 64, 100, 1000])
 def test_vector_addition(dtype, size, n):
     x, y, out = (torch.ones(n).to(dtype) for _ in range(3))
