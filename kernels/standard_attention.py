@@ -127,7 +127,7 @@ def dropout_kernel(
     matrix = tl.program_id(2).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
     first = matrix * len_q * len_k
     offsets = first + rows.to(tl.int64) * len_k + cols
-    r0, r1, r2, r3 = tl.rand4x(seed + matrix, rows * len_k + cols)  # the matrix's own stream
+    r0, r1, r2, r3 = tl.rand4x(seed + matrix, rows * len_k + cols, n_rounds=7)  # a stream per matrix
     drop(p_ptr, dropped_ptr, keep_ptr, offsets, (rows < len_q) & (cols < len_k), r0, dropout_p)
     drop(p_ptr, dropped_ptr, keep_ptr, offsets + RUN, (rows < len_q) & (cols + RUN < len_k), r1, dropout_p)
     drop(p_ptr, dropped_ptr, keep_ptr, offsets + 2 * RUN, (rows < len_q) & (cols + 2 * RUN < len_k), r2, dropout_p)

@@ -120,7 +120,9 @@ def flash_delta(o: Tensor, do: Tensor, *, config: LaunchConfig) -> Tensor:
     delta = torch.empty((batch, heads, len_q), device=o.device, dtype=torch.float32)
     grid = (-(-len_q // config.block_m), heads, batch)
     with place_to_run(o):
-        delta_kernel[grid](o, do, delta, len_q, *o.stride(), *do.stride(), BLOCK_M=config.block_m, **_dims(o))
+        delta_kernel[grid](
+            o, do, delta, len_q, *o.stride(), *do.stride(), BLOCK_M=config.block_m, num_warps=8, **_dims(o)
+        )
     return delta
 
 

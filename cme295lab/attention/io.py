@@ -61,7 +61,7 @@ def flash1_forward_elements(n: int, d: int, m: int) -> int:
 
 
 def flash1_backward_elements(n: int, d: int, m: int) -> int:
-    """4 N d + Tc (5 N d + 2 N): K, V, dK, dV once; per tile of keys, Q, O, dO, dQ, l, m read, dQ written (Algorithm 4)."""
+    """4 N d + Tc (5 N d + 2 N): K, V, dK, dV once; per tile of keys, Q, O, dO, dQ, l, m read, dQ written (Alg. 4)."""
     _check(n=n)
     num_key_tiles = _ceil_div(n, flash1_block_sizes(d, m)[0])
     return 4 * n * d + num_key_tiles * (5 * n * d + 2 * n)

@@ -1,0 +1,140 @@
+"""Every kernel, compiled for three generations of GPUs without having one: it must fit, and use their tensor cores."""
+
+import ast
+import re
+from functools import cache
+
+import pytest
+import torch
+
+from cme295lab import hardware, simulator
+from cme295lab.attention.block_sizes import CONFIGS
+from cme295lab.kernels import flash_attention, matmul, softmax, standard_attention
+
+DEVICES = {80: "A100", 90: "H100", 100: "B200"}
+SMALLEST_SHARED_BYTES = 99 * 1024  # of a block on an sm_89 or sm_120 GPU
+MOST_SPILLED_BYTES = 64
+
+
+def tensor(*shape: int, dtype: torch.dtype = torch.bfloat16) -> torch.Tensor:
+    return torch.empty(shape, dtype=dtype, device="meta")
+
+
+@cache
+def compile_flash(name: str, device: str, dim: int, dtype: torch.dtype = torch.bfloat16, causal: bool = True):
+    """The flash kernel called `name` in its default configuration."""
+    config = CONFIGS[dtype.itemsize, max(16, 1 << (dim - 1).bit_length())]
+    launch = getattr(config, "query_grad" if name == "delta" else name)
+    x, row = tensor(4, 8, 1024, dim, dtype=dtype), tensor(4, 8, 1024, dtype=torch.float32)
+    lengths = (0.125, 1024, 1024)
+    args = {
+        "forward": (x, x, x, x, row, *lengths, *x.stride() * 4),
+        "delta": (x, x, row, 1024, *x.stride() * 2),
+        "key_value_grads": (x, x, x, x, row, row, x, x, *lengths, *x.stride() * 6),
+        "query_grad": (x, x, x, x, row, row, x, *lengths, *x.stride() * 5),
+    }[name]
+    constants = {"HEAD_DIM": dim, "BLOCK_D": max(16, 1 << (dim - 1).bit_length()), "BLOCK_M": launch.block_m}
+    if name != "delta":
+        precision = "ieee" if dtype is torch.float32 else "tf32"
+        constants |= {"GROUP": 1, "BLOCK_N": launch.block_n, "CAUSAL": causal, "PRECISION": precision}
+    options = {"num_warps": 8 if name == "delta" else launch.num_warps, "num_stages": launch.num_stages}
+    return simulator.compile_kernel(
+        getattr(flash_attention, f"{name}_kernel"), *args, device=device, **constants, **options
+    )
+
+
+@pytest.mark.parametrize("compute_capability", DEVICES)
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("name", ["forward", "delta", "key_value_grads", "query_grad"])
+def test_flash_kernels_compile_fit_and_use_tensor_cores(name, dim, compute_capability):
+    device = hardware.get_device(DEVICES[compute_capability])
+    assert device.compute_capability == compute_capability
+    compiled = compile_flash(name, DEVICES[compute_capability], dim)
+    assert compiled.fits
+    assert compiled.spill_bytes <= MOST_SPILLED_BYTES
+    assert compiled.uses_tensor_cores == (name != "delta")
+    if compute_capability < 100:
+        assert compiled.shared_bytes <= SMALLEST_SHARED_BYTES
+
+
+@pytest.mark.parametrize("name", ["forward", "key_value_grads", "query_grad"])
+def test_flash_kernels_in_fp32_compile_and_fit(name):
+    compiled = compile_flash(name, "H100", 64, torch.float32)
+    assert compiled.shared_bytes <= SMALLEST_SHARED_BYTES
+    assert not compiled.uses_tensor_cores  # which would round the inputs to TF32
+    assert compiled.spill_bytes <= MOST_SPILLED_BYTES
+
+
+def test_flash_kernels_compile_for_a_padded_head_dim():
+    assert compile_flash("forward", "A100", 40).fits
+    assert compile_flash("forward", "A100", 40).uses_tensor_cores
+
+
+def test_flash_forward_uses_the_hardware_exponential_of_base_2():
+    sass = compile_flash("forward", "H100", 64).asm["sass"]
+    assert "MUFU.EX2" in sass
+    assert re.search(r"\bHGMMA", sass)  # Hopper's own matrix instructions, not those of the generation before
+
+
+def compile_standard(name: str, device: str):
+    x, s = tensor(4, 8, 1024, 64), tensor(4, 8, 1024, 1024)
+    keep = tensor(4, 8, 1024, 1024, dtype=torch.uint8)
+    lengths = (1024, 1024)
+    scores = {"BLOCK_M": 64, "BLOCK_N": 64}
+    product = {"GROUP": 1, "HEAD_DIM": 64, "BLOCK_K": 64, "PRECISION": "tf32"}
+    rows = {"BLOCK_ROWS": 8, "BLOCK_COLS": 1024}
+    args, constants = {
+        "scores": ((x, x, s, 0.125, *lengths, *x.stride() * 2), {**scores, **product, "CAUSAL": True}),
+        "mask": ((s, *lengths), {**scores, "CAUSAL": True}),
+        "softmax": ((s, s, 4 * 8 * 1024, 1024), rows),
+        "dropout": ((s, s, keep, 0.1, 7, *lengths), scores),
+        "output": ((s, x, x, *lengths, *x.stride() * 2), {**product, "BLOCK_M": 64, "BLOCK_D": 64}),
+        "value_grad": ((s, x, x, *lengths, *x.stride() * 2), {**product, "BLOCK_N": 64, "BLOCK_D": 64}),
+        "probability_grad": ((x, x, s, *lengths, *x.stride() * 2), {**scores, **product}),
+        "dropout_backward": ((s, keep, 0.1, *lengths), scores),
+        "softmax_backward": ((s, s, s, 4 * 8 * 1024, 1024), rows),
+        "query_grad": ((s, x, x, 0.125, *lengths, *x.stride() * 2), {**product, "BLOCK_M": 64, "BLOCK_D": 64}),
+        "key_grad": ((s, x, x, 0.125, *lengths, *x.stride() * 2), {**product, "BLOCK_N": 64, "BLOCK_D": 64}),
+    }[name]
+    warps = 8 if "softmax" in name else 4
+    kernel = getattr(standard_attention, f"{name}_kernel")
+    return simulator.compile_kernel(kernel, *args, device=device, num_warps=warps, **constants)
+
+
+PRODUCTS = ["scores", "output", "value_grad", "probability_grad", "query_grad", "key_grad"]
+OTHERS = ["mask", "softmax", "dropout", "dropout_backward", "softmax_backward"]
+
+
+@pytest.mark.parametrize("device", DEVICES.values())
+@pytest.mark.parametrize("name", PRODUCTS + OTHERS)
+def test_standard_kernels_compile_and_fit(name, device):
+    compiled = compile_standard(name, device)
+    assert compiled.fits
+    assert compiled.spill_bytes <= MOST_SPILLED_BYTES
+    assert compiled.uses_tensor_cores == (name in PRODUCTS)
+
+
+@pytest.mark.parametrize("device", DEVICES.values())
+def test_softmax_and_matmul_kernels_compile_and_fit(device):
+    x = tensor(1024, 1024)
+    for kernel in (softmax.softmax_kernel, softmax.online_softmax_kernel):
+        assert simulator.compile_kernel(kernel, x, x, 1024, *x.stride() * 2, device=device, BLOCK_N=1024).fits
+    compiled = simulator.compile_kernel(
+        matmul.matmul_kernel, x, x, x, 1024, 1024, 1024, *x.stride() * 3, device=device,
+        BLOCK_M=128, BLOCK_N=128, BLOCK_K=32, GROUP_M=8, PRECISION="tf32", num_warps=8,
+    )  # fmt: skip
+    assert compiled.fits
+    assert compiled.uses_tensor_cores
+
+
+def test_kernels_import_triton_and_nothing_else(repository):
+    files = sorted((repository / "kernels").glob("*.py"))
+    assert [f.stem for f in files] == ["__init__", "flash_attention", "matmul", "softmax", "standard_attention"]
+    for file in files:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                assert {alias.name for alias in node.names} <= {"triton", "triton.language"}, file
+            assert not isinstance(node, ast.ImportFrom), file
+            if isinstance(node, ast.FunctionDef):
+                assert node.end_lineno - node.lineno < 80, f"{file}: {node.name} does not fit a screen"
+    assert (repository / "cme295lab/kernels").readlink().as_posix() == "../kernels"
