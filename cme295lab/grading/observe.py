@@ -6,7 +6,6 @@ Nothing here judges. An `Observation` is plain data: tensors, counts and text.
 from __future__ import annotations
 
 import contextlib
-import linecache
 import signal
 import sys
 import sysconfig
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor
 
 from cme295lab.grading.result import Kind
-from cme295lab.grading.watch import Allocation, Watch
+from cme295lab.grading.watch import Allocation, Watch, line_text
 
 _NOT_STUDENT_CODE = (
     str(Path(__file__).parents[1]),
@@ -209,6 +208,6 @@ def _student_line(trace: TracebackType | None) -> str:
     while trace is not None:
         filename, number = trace.tb_frame.f_code.co_filename, trace.tb_lineno
         if is_student(filename):
-            line = f"line {number}: {linecache.getline(filename, number).strip()}".rstrip(": ")
+            line = line_text(filename, number)
         trace = trace.tb_next
     return line

@@ -42,6 +42,12 @@ class Allocation:
     line: str
 
 
+def line_text(filename: str, number: int) -> str:
+    """A line of source in words, such as "line 7: s = q @ k"; without the source, its number alone."""
+    source = linecache.getline(filename, number).strip()
+    return f"line {number}: {source}" if source else f"line {number}"
+
+
 class Watch:
     """A context manager that records allocations and forbidden calls of the code in its block.
 
@@ -121,7 +127,7 @@ class Watch:
         while frame is not None:
             filename = frame.f_code.co_filename
             if self._is_student(filename):
-                return f"line {frame.f_lineno}: {linecache.getline(filename, frame.f_lineno).strip()}".rstrip(": ")
+                return line_text(filename, frame.f_lineno)
             frame = frame.f_back
         return ""
 
