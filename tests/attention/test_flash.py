@@ -183,10 +183,14 @@ def test_flash_is_deterministic():
     assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
 
 
-def test_flash_reaches_beyond_two_to_the_31_elements():
-    far = 2**31 + 2**20  # elements between the two sequences of the batch: more than 32 bits can count
-    q, k, v, do = make_inputs(batch=2, heads=1, len_q=16, dim=16, dtype=torch.float16)
-    storage = torch.empty(far + 16 * 16, dtype=torch.float16)  # 4 GiB of address space; only two pages are ever touched
-    wide = torch.as_strided(storage, q.shape, (far, 16 * 16, 16, 1))
+@pytest.mark.parametrize(("batch", "heads", "len_q"), [(3, 1, 16), (1, 3, 16), (1, 1, 33)])
+def test_flash_reaches_beyond_two_to_the_31_elements(batch, heads, len_q):
+    q, k, v, do = make_inputs(batch=batch, heads=heads, len_q=len_q, dim=16, dtype=torch.float16)
+    # Strides that 32 bits hold, offsets that they do not; gigabytes of address space, of which a few pages are touched.
+    far = 2**31 // (len_q - 1 if len_q > 16 else 2) + 1
+    strides = {"batch": (far, 256, 16, 1), "heads": (256, far, 16, 1), "queries": (16, 16, far, 1)}
+    stride = strides["batch" if batch > 1 else "heads" if heads > 1 else "queries"]
+    wide = torch.as_strided(torch.empty(2**31 + 2**12, dtype=torch.float16), q.shape, stride)
     wide.copy_(q)
-    assert_close([in_simulator(wide, k, v)], exact(q, k, v, do)[:1], tolerance(torch.float16))
+    got = run(in_simulator, wide, k, v, do, block_m=16)
+    assert_close(got, exact(q, k, v, do), tolerance(torch.float16))
