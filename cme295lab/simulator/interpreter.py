@@ -7,6 +7,7 @@ disagree, see `divergence`. Expressions are evaluated by the base class.
 from __future__ import annotations
 
 import ast
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,13 +16,14 @@ import numpy as np
 from cme295lab.simulator import dtypes
 from cme295lab.simulator.arithmetic import binary
 from cme295lab.simulator.divergence import EMPTY, Group, Leaving, Variables, reconverge
+from cme295lab.simulator.dtypes import DType
 from cme295lab.simulator.errors import KernelTypeError, SimulatorError, UnsupportedFeatureError
 from cme295lab.simulator.expressions import OPERATORS, Expressions, Frame, KernelFunction, Range, keep
 from cme295lab.simulator.language import NATIVE, Builtin
 from cme295lab.simulator.machine import AssignEvent, Machine
 from cme295lab.simulator.programs import ProgramSet
 from cme295lab.simulator.source import KernelSource, kernel_source
-from cme295lab.simulator.values import Block, as_numpy
+from cme295lab.simulator.values import Block, as_numpy, scalar
 
 _MAX_ITERATIONS = 1_000_000
 
@@ -205,14 +207,14 @@ class Interpreter(Expressions):
         if isinstance(iterable, Range):
             if iterable.static and any(isinstance(b, Block) for b in iterable.bounds):
                 raise KernelTypeError("tl.static_range needs compile-time bounds")
-            bounds = [self._bound(b) for b in iterable.bounds]
+            bounds, dtype = [self._bound(b) for b in iterable.bounds], _index_type(iterable.bounds)
             if all(isinstance(b, int) for b in bounds):
                 start, stop, step = bounds
-                self._plain_loop(node, range(start, stop, step), compile_time=iterable.static)
+                self._plain_loop(node, range(start, stop, step), None if iterable.static else dtype)
             else:
-                self._ragged_loop(node, bounds)
+                self._ragged_loop(node, bounds, dtype)
         elif isinstance(iterable, tuple | list):
-            self._plain_loop(node, iterable, compile_time=True)
+            self._plain_loop(node, iterable, None)
         else:
             raise UnsupportedFeatureError(f"a for loop over {ast.unparse(node.iter)!r}", "loop over range(...)")
 
@@ -227,17 +229,15 @@ class Interpreter(Expressions):
         numbers = np.asarray(value.data(self.m.active)).reshape(-1)
         return int(numbers[0]) if (numbers == numbers[0]).all() else numbers.astype(np.int64)
 
-    def _plain_loop(self, node: ast.For, items: Any, *, compile_time: bool) -> None:
+    def _plain_loop(self, node: ast.For, items: Any, dtype: DType | None) -> None:
+        """A loop of the same length in all programs; without a type the items are compile-time values."""
         for item in items:
             if not self.m.num_active:
                 return
-            self.bind(
-                node.target,
-                item if compile_time else Block([np.array([item], np.int32)], dtypes.int32, (), self.m.active),
-            )
+            self.bind(node.target, item if dtype is None else scalar(item, self.m.active, dtype))
             self.body(node.body)
 
-    def _ragged_loop(self, node: ast.For, bounds: list[Any]) -> None:
+    def _ragged_loop(self, node: ast.For, bounds: list[Any], dtype: DType) -> None:
         """A loop whose length differs: programs are put in order of length, so that those still in it are always the
         first rows."""
         m, frame, entry = self.m, self.frame, self.m.active
@@ -264,7 +264,7 @@ class Interpreter(Expressions):
             position = first[ids] + turn * stride[ids]
             same = (position == position[0]).all()
             self.bind(
-                node.target, Block([(position[:1] if same else position).astype(np.int32)], dtypes.int32, (), m.active)
+                node.target, Block([(position[:1] if same else position).astype(dtype.numpy)], dtype, (), m.active)
             )
             self.body(node.body)
             turn += 1
@@ -293,3 +293,9 @@ class Interpreter(Expressions):
             )
         if loop is not None:
             frame.variables = loop.finish(entry, frame.variables)
+
+
+def _index_type(bounds: tuple[Any, ...]) -> DType:
+    """The type of a loop's variable: that of its bounds, combined."""
+    kinds = [b.dtype if isinstance(b, Block) else dtypes.of_number(b) for b in bounds]
+    return functools.reduce(dtypes.promote_integers, kinds)

@@ -22,7 +22,7 @@ class AccessEvent:
     line: int
     text: str
     programs: np.ndarray  # (n,) positions in the grid
-    first_elements: np.ndarray  # (n,) element offsets from the tensor's first element; -1: nothing active
+    first_elements: np.ndarray  # (n,) element offsets from the tensor's first element; no meaning where no bytes move
     num_bytes: np.ndarray  # (n,)
     shape: tuple[int, ...]
 

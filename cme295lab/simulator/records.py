@@ -200,7 +200,7 @@ def _step(event: AccessEvent | AssignEvent, row: int) -> Step:
         name=event.tensor,
         line=event.line,
         source=event.text,
-        first_element=None if first < 0 else first,
+        first_element=first if event.num_bytes[row] else None,
         shape=event.shape,
         num_bytes=int(event.num_bytes[row]),
     )

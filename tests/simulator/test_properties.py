@@ -11,11 +11,12 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from cme295lab.simulator import launch
+from cme295lab.simulator import arithmetic, launch
 
 PROGRAMS, BLOCK = 7, 8
 
@@ -119,9 +120,7 @@ class Writer:
         elif kind == "ternary":
             self.lines.append(f"{pad}a = tl.load(x_ptr + (b & 63)) if {self.scalar(1)} > b else c")
         elif kind == "store":
-            mask = self.pick(
-                "", ", mask=u > v", f", mask=lane < ({self.scalar(1)} & 15)", ", mask=lane < a - b"
-            )
+            mask = self.pick("", ", mask=u > v", f", mask=lane < ({self.scalar(1)} & 15)", ", mask=lane < a - b")
             self.lines.append(f"{pad}tl.store(scratch_ptr + pid * 64 + lane * 8 + (a & 7), v{mask})")
         elif kind == "atomic":
             operation = self.pick("add", "max", "xor")
@@ -192,8 +191,10 @@ def test_all_programs_at_once_do_what_one_at_a_time_does(module_from, seed):
     source = Writer(seed).kernel()
     kernel = module_from(source).kernel
     alone, counted = simulated(kernel, 1, counting=True, recording=True)
-    for budget in (1 << 20, 64):
-        together, outcome = simulated(kernel, budget, counting=True)
+    for budget, reuse_from in ((1 << 20, 1), (1 << 20, 1024), (64, 1)):
+        with pytest.MonkeyPatch.context() as patch:  # results overwrite operands even if they are as small as here
+            patch.setattr(arithmetic, "_WORTH_REUSING", reuse_from)
+            together, outcome = simulated(kernel, budget, counting=True)
         check_equal(together, alone, source)
         for a, b in zip(outcome.storages, counted.storages):
             assert (a.loads, a.stores, a.read_elements, a.written_elements) == (

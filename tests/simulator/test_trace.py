@@ -322,6 +322,15 @@ def test_steps_need_a_recorded_trace_and_a_program_of_the_grid():
             t.launches[0].walk(program)
 
 
+def test_a_step_may_begin_before_the_tensor_s_first_element():
+    memory = torch.arange(16.0)
+    with simulator.trace(record=True) as t:
+        window_kernel[(1,)](memory[8:], torch.zeros(1), 0, 100, BLOCK=8)
+        window_kernel[(2,)](memory[8:], torch.zeros(2), -3, 100, BLOCK=8)
+    assert [s.first_element for s in t.launches[0].walk((0, 0, 0))] == [0, 0]
+    assert t.launches[1].walk((1, 0, 0))[0].first_element == -3
+
+
 def test_watch_wants_names_and_a_record():
     with pytest.raises(ValueError, match="needs record=True"), simulator.trace(watch=("x",)):
         pass

@@ -1,0 +1,69 @@
+"""docs/simulator.md lists what the simulator implements: it must be what the code has."""
+
+import re
+from pathlib import Path
+
+import pytest
+import triton.language as tl
+
+from cme295lab.simulator import frontend
+from cme295lab.simulator.language import METHODS, NATIVE
+
+GROUPS = {
+    "core": "programs, memory, types", "elementwise": "element by element", "shapes": "shapes",
+    "reductions": "reductions and scans", "products": "products", "random": "random numbers",
+}  # fmt: skip
+INTERNAL = {"philox_impl", "to"}  # of Triton's library; a method only
+
+
+def table() -> str:
+    """The table of functions, as it must stand in the documentation."""
+    lines = ["| | functions; those with a dot are methods of blocks too |", "|---|---|"]
+    for module, title in GROUPS.items():
+        names = sorted(
+            n for n, b in NATIVE.items() if b.function.__module__.endswith(f".{module}") and n not in INTERNAL
+        )
+        if names:
+            listed = ", ".join(f"`.{n}`" if n in METHODS else f"`{n}`" for n in names)
+            lines.append(f"| {title} | {listed} |")
+    return "\n".join(lines)
+
+
+@pytest.fixture
+def page(repository: Path) -> str:
+    return (repository / "docs" / "simulator.md").read_text()
+
+
+def test_the_table_of_functions_is_that_of_the_code(page):
+    found = re.search(r"<!-- functions -->\n(.*)\n<!-- /functions -->", page, re.DOTALL)
+    assert found is not None
+    assert found.group(1).strip() == table(), "paste the right-hand side into docs/simulator.md"
+
+
+def test_every_function_belongs_to_a_group():
+    assert {b.function.__module__.rsplit(".", 1)[-1] for b in NATIVE.values()} == set(GROUPS)
+
+
+def test_what_is_said_to_run_from_triton_s_source_does(page):
+    paragraph = next(p for p in page.split("\n\n") if p.startswith("Functions that Triton writes in its own language"))
+    names = re.findall(r"`tl\.(\w+)`", paragraph)
+    assert len(names) >= 6
+    for name in names:
+        assert frontend.is_kernel(getattr(tl, name)), name
+        assert name not in NATIVE, name
+
+
+def test_what_is_said_to_be_refused_is_not_implemented(page):
+    section = page.split("### What is refused, and why")[1].split("\n## ")[0]
+    names = re.findall(r"`tl\.(\w+)`", section)
+    assert "histogram" in names
+    for name in set(names) - {"math", "constexpr"}:
+        assert name not in NATIVE, name
+        assert not frontend.is_kernel(getattr(tl, name, None)), name
+
+
+def test_every_module_is_in_the_table_of_modules(page, repository):
+    section = page.split("## Architecture")[1]
+    for path in (repository / "cme295lab" / "simulator").glob("*.py"):
+        if path.stem != "__init__":
+            assert f"`{path.stem}`" in section, path.stem
