@@ -174,6 +174,14 @@ def test_compare_and_swap_returns_what_was_there(dtype):
     assert memory.item() == 6
 
 
+def test_compare_and_swap_changes_nothing_where_the_value_differs():
+    memory, old = torch.full((1,), 3, dtype=torch.int32), torch.zeros(6, dtype=torch.int32)
+    with simulator.enabled():
+        cas_kernel[(6,)](memory, old)
+    assert old.tolist() == [3, 3, 3, 3, 4, 5]
+    assert memory.item() == 6
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_16_bit_sums_round_after_every_addition(dtype):
     x = torch.zeros(4096, dtype=torch.int32)

@@ -218,6 +218,10 @@ def held_kernel(x_ptr, out_ptr, n, WHAT: tl.constexpr, BLOCK: tl.constexpr):
         y = tl.load(x_ptr + BLOCK + lane)
         z = y * 1.0
         tl.store(out_ptr + lane, z)
+    elif WHAT == "rebound":
+        tl.store(out_ptr + lane, x)
+        x = tl.load(x_ptr + BLOCK + lane)
+        tl.store(out_ptr + lane, x)
     elif WHAT == "half":
         tl.store(out_ptr + lane, x.to(tl.float16))
     else:
@@ -232,6 +236,7 @@ def held_kernel(x_ptr, out_ptr, n, WHAT: tl.constexpr, BLOCK: tl.constexpr):
         ("copy", 4 + 4),  # lane, x
         ("two", 4 + 4 + 4 + 4),  # lane, x, y, and x + y beside them
         ("dead", 4 + 4 + 4),  # x is not needed any more: lane, y, y * 1.0
+        ("rebound", 4 + 4),  # lane and x: the old x is not needed when the new one is loaded
         ("half", 4 + 4 + 2),  # lane, x, its half-precision copy
         ("loop", 4 + 4 + 4),  # lane, x, and the loaded block, which their sum overwrites
     ],

@@ -45,16 +45,13 @@ def test_three_axes_and_several_programs(evaluate, axis):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_16_bit_sums_are_accumulated_in_16_bits(evaluate, dtype):
-    """A tree of additions in the type: with 4096 ones every partial sum is a power of two, so the total is exact; with
-    2049 in the last place of float16 it is not."""
+    """A tree of additions in the type: n + 1 is a tie that rounds to n, 1 + 1 = 2, and n + 2 is a value of the type."""
     assert evaluate("tl.sum(x, 0)", x=torch.ones(4096, dtype=dtype)).item() == 4096
-    x = torch.full((4,), {torch.float16: 1025.0, torch.bfloat16: 129.0}[dtype], dtype=dtype)
-    x[1] = 1024 if dtype == torch.float16 else 128
-    exact = x.double().sum().item()
-    rounded = evaluate("tl.sum(x, 0)", x=x).item()
-    assert rounded != exact
-    assert evaluate("tl.sum(x.to(tl.float32), 0)", x=x).item() == exact
-    assert evaluate("tl.sum(x, 0, dtype=tl.float32)", x=x).item() == exact
+    n = {torch.float16: 2048, torch.bfloat16: 256}[dtype]
+    x = torch.tensor([n, 1, 1, 1], dtype=dtype)
+    assert evaluate("tl.sum(x, 0)", x=x).item() == n + 2  # n + 3 would round to n + 4
+    assert evaluate("tl.sum(x.to(tl.float32), 0)", x=x).item() == n + 3
+    assert evaluate("tl.sum(x, 0, dtype=tl.float32)", x=x).item() == n + 3
 
 
 def test_a_sum_of_something_uniform_counts_every_position(evaluate):
