@@ -136,7 +136,8 @@ class Trace:
             format_bytes(n, binary=True) for n in (self.sram_peak_bytes, self.device.on_chip_bytes_per_sm)
         )
         return (
-            f"{len(self.launches)} launches: {format_bytes(self.requested_bytes)} requested, "
+            f"{len(self.launches)} launch{'es' if len(self.launches) != 1 else ''}: "
+            f"{format_bytes(self.requested_bytes)} requested, "
             f"{format_bytes(self.distinct_bytes)} distinct, "
             f"{format_flops(self.flops)}, {self.arithmetic_intensity:.1f} FLOP/byte; "
             f"one program holds up to {held} of {available} on chip ({self.device.name})"

@@ -5,6 +5,7 @@ import operator
 
 import pytest
 import torch
+import triton
 import triton.language as tl
 from triton.language.semantic import TritonSemantic
 
@@ -13,13 +14,29 @@ from cme295lab.simulator import KernelTypeError, dtypes
 NUMBERS = [True, 0, 3, -3, 2**31, 2**32, -(2**31) - 1, 2**63, 0.0, 0.5, -1e30, 1e-40, 1e300, float("inf"), float("nan")]
 
 
+# Our rules are those of Triton 3.9. Before it, dividing an fp8 value gave fp8 or fp16 where it now gives fp32.
+FP8_DIVISION_CHANGED = tuple(map(int, triton.__version__.split(".")[:2])) < (3, 9)
+
+
+def as_in_newer_triton(division, *kinds):
+    return division and FP8_DIVISION_CHANGED and any(k.is_fp8() for k in kinds)
+
+
 def theirs(dtype):
     names = {"fp8e5": tl.float8e5, "fp8e4nv": tl.float8e4nv}
     return names.get(dtype.name) or tl.dtype(dtype.name)
 
 
 def their_type_of(number):
-    return TritonSemantic.to_tensor_type(None, number)
+    if hasattr(TritonSemantic, "to_tensor_type"):
+        return TritonSemantic.to_tensor_type(None, number)
+    if isinstance(number, bool):
+        return tl.int1
+    asked = []  # before Triton 3.7 the type is only found on the way to making a constant
+    semantic = TritonSemantic.__new__(TritonSemantic)
+    semantic.scalar_constant = lambda value, dtype: asked.append(dtype)
+    semantic.to_tensor(number)
+    return asked[0]
 
 
 def computed(rule, *args):
@@ -34,6 +51,8 @@ def computed(rule, *args):
 def test_two_blocks_combine_as_in_triton(division):
     semantic = TritonSemantic.__new__(TritonSemantic)
     for a, b in itertools.product(dtypes.ALL, repeat=2):
+        if as_in_newer_triton(division, a, b):
+            continue
         want = computed(semantic.computation_type_impl, theirs(a), False, theirs(b), False, division)
         assert computed(lambda x, y: dtypes.promote(x, y, division=division), a, b) == want, (a, b)
 
@@ -45,6 +64,8 @@ def test_a_block_and_a_number_combine_as_in_triton(number, division):
     kind = their_type_of(number)
     assert str(dtypes.of_number(number)) == str(kind)
     for a in dtypes.ALL:
+        if as_in_newer_triton(division, a):
+            continue
         own = dtypes.of_number(number)
         want = computed(semantic.computation_type_impl, theirs(a), False, kind, True, division)
         assert computed(lambda x, y: dtypes.promote(x, y, b_is_number=True, division=division), a, own) == want, a

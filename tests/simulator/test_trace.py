@@ -86,7 +86,8 @@ def test_matmul(m, n, k):
     gm, gn, gk = triton.cdiv(m, 32), triton.cdiv(n, 16), triton.cdiv(k, 32)
     with simulator.trace() as t:
         matmul_kernel[(gm, gn)](a, b, c, m, n, k, BM=32, BN=16, BK=32)
-    torch.testing.assert_close(c, a @ b)
+    bound = 2**-23 * k * (a.double().abs() @ b.double().abs())  # of a float32 sum of k products, in any order
+    assert ((c - a.double() @ b.double()).abs() <= bound).all()
     assert t.tensors["a"].read_bytes == gn * a.nbytes  # every column of tiles reads A once
     assert t.tensors["b"].read_bytes == gm * b.nbytes
     assert t.tensors["a"].distinct_read_bytes == a.nbytes
