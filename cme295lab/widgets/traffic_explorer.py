@@ -25,7 +25,7 @@ _CHOICES: dict[str, Sequence[int]] = {
     "sram_kib": [32, 48, 64, 96, 128, 160, 192, 224, 256, 384, 512],
 }
 _LABELS = {
-    "seq": "sequence N", "head_dim": "head dim d", "num_heads": "batch × heads", "block_m": "BLOCK_M",
+    "seq": "sequence N", "head_dim": "head dim d", "num_heads": "B × heads", "block_m": "BLOCK_M",
     "block_n": "BLOCK_N", "sram_kib": "SRAM, KiB", "dtype": "dtype", "device": "GPU", "causal": "causal",
     "backward": "and backward", "log": "log scale",
 }  # fmt: skip
@@ -116,8 +116,8 @@ class TrafficExplorer(ipywidgets.VBox):
         def column(names: Sequence[str], width: str) -> Any:
             return ipywidgets.VBox([self.controls[name] for name in names], layout=ipywidgets.Layout(width=width))
 
-        call = column(("seq", "head_dim", "num_heads"), "292px")
-        chip = column(("block_m", "block_n", "sram_kib"), "292px")
+        call = column(("seq", "head_dim", "num_heads"), "282px")
+        chip = column(("block_m", "block_n", "sram_kib"), "282px")
         machine = column(("device", "dtype"), "205px")
         switches = ipywidgets.HBox([self.controls[name] for name in ("causal", "backward", "log")])
         row = ipywidgets.Layout(display="flex", flex_flow="row wrap")
@@ -164,9 +164,9 @@ def _slider(name: str, value: int) -> Any:
         raise ValueError(f"{name} must be one of {allowed}, got {value}")
     options = [(f"{choice:,}", choice) for choice in _CHOICES[name]]
     slider = ipywidgets.SelectionSlider(
-        options=options, value=value, description=_LABELS[name], style={"description_width": "94px"}
+        options=options, value=value, description=_LABELS[name], style={"description_width": "86px"}
     )
-    slider.layout.width = "285px"
+    slider.layout.width = "274px"
     slider.add_class(f"traffic-{name}")
     return slider
 
@@ -184,7 +184,7 @@ def _dropdown(name: str, options: Any, value: str) -> Any:
 
 def _checkbox(name: str, value: bool) -> Any:
     box = ipywidgets.Checkbox(value=value, description=_LABELS[name], indent=False)
-    box.layout.width, box.layout.margin = "auto", "0 14px 0 0"
+    box.layout.width, box.layout.margin = "auto", "0 8px 0 0"
     box.add_class(f"traffic-{name}")
     return box
 

@@ -176,6 +176,13 @@ def test_tile_walk_follows_keys_and_mouse_and_needs_no_kernel(
     assert middle > 5
     check_step(page, walk, 3, middle)
 
+    page.click("button[aria-label='play']")
+    page.wait_for_function("step => Number(document.querySelector('.tw-step input').value) > step", arg=middle + 1)
+    page.click("button[aria-label='pause']")
+    paused = int(steps.input_value())
+    page.wait_for_timeout(1000)
+    check_step(page, walk, 3, paused)
+
     session = notebook._session()
     notebook.server.delete(f"api/sessions/{session['id']}")
     steps.focus()

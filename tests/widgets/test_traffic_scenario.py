@@ -3,9 +3,12 @@
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cme295lab import simulator
+from cme295lab.attention import flash_attention
 from cme295lab.units import KiB
 from cme295lab.widgets import traffic_scenario
 
@@ -115,3 +118,15 @@ def test_flash_never_moves_less_than_its_inputs_and_outputs(
 def test_bad_input_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         traffic_scenario(**({"seq": 1024, "head_dim": 64} | changes))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_flash_bytes_are_what_the_simulator_counts_for_the_kernel(causal: bool) -> None:
+    """The kernel stores its log-sum-exp in fp32: N more half-precision elements per head than the formula's."""
+    seq, heads = 160, 2  # a ragged last block of queries
+    q, k, v = (torch.randn(1, heads, seq, 64).half() for _ in range(3))
+    with simulator.trace(device="A100") as trace:
+        flash_attention(q, k, v, causal=causal, block_m=64, block_n=32)
+    scenario = traffic_scenario(seq=seq, head_dim=64, num_heads=heads, block_m=64, block_n=32, causal=causal)
+    assert trace.read_bytes + trace.written_bytes == scenario.flash.num_bytes + heads * seq * 2
+    assert trace.dot_flops >= scenario.flash.flops  # whole tiles are multiplied, masked scores included
