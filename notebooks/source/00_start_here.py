@@ -1,12 +1,12 @@
 # %% [markdown]
 # # Start here
 #
-# This course is about how large language models are trained. You read a short text, change a real implementation, run
-# it, and see what it costs: bytes, floating-point operations, memory. Everything that is claimed is executed and counted
-# on your machine, with or without a GPU.
+# This course is about how large language models are trained. You read a short text, change a real implementation,
+# run it, and see what it costs: bytes, floating-point operations, memory. Everything that is claimed is executed and
+# counted on your machine, with or without a GPU.
 #
-# Five minutes on this page and you have met the tool that makes that possible: a simulator that runs GPU kernels on a
-# CPU and counts what they do.
+# Five minutes on this page and you have met the tool that makes that possible: a simulator that runs GPU kernels on
+# a CPU and counts what they do.
 
 # %% tags=["parameters"]
 profile = "full"
@@ -19,20 +19,20 @@ from cme295lab import hardware, simulator
 # %% [markdown]
 # ## What you have
 #
-# If this machine has an NVIDIA GPU, its data sheet appears below. If not, you get the A100's: the GPU on which most of
-# the papers in this course were measured.
+# If this machine has an NVIDIA GPU, its data sheet appears below. If not, you get the A100's: the GPU on which most
+# of the papers in this course were measured.
 #
 # `cme295lab doctor`, in a terminal, says more about your installation.
 
 # %%
 here = hardware.device_at_hand()
-print("CUDA device found" if here else "No CUDA device: kernels run in the simulator, compared with an A100")
+print("CUDA device found" if here else "No CUDA device: kernels run in the simulator; here is an A100")
 here or hardware.get_device("A100")
 
 # %% [markdown]
-# A GPU is a set of limits. It can do so many operations per second and move so many bytes per second; a computation is
-# held up by one or the other. **Predict**: an A100 does 312 trillion 16-bit operations and moves 2.04 trillion bytes per
-# second. How many operations must a kernel do with each byte before arithmetic becomes the limit?
+# A GPU is a set of limits. It can do so many operations per second and move so many bytes per second; a computation
+# is held up by one or the other. **Predict**: an A100 does 312 trillion 16-bit operations and moves 2.04 trillion
+# bytes per second. How many operations must a kernel do with each byte before arithmetic becomes the limit?
 
 # %% tags=["nbval-check-output"]
 a100 = hardware.get_device("A100")
@@ -41,8 +41,8 @@ print(f"{a100.ridge_point('fp16'):.0f} FLOP per byte")
 # %% [markdown]
 # ## Your first kernel
 #
-# GPU code in this course is written in [Triton](https://triton-lang.org). A *kernel* is a function that describes what
-# **one program** does; a launch runs many programs, each on its own block of the data.
+# GPU code in this course is written in [Triton](https://triton-lang.org). A *kernel* is a function that describes
+# what **one program** does; a launch runs many programs, each on its own block of the data.
 #
 # This kernel adds two vectors. Program number `pid` takes `BLOCK` elements. The `mask` keeps the last program from
 # touching elements behind the end.
@@ -61,11 +61,12 @@ if simulator.frontend.available():
         y = tl.load(y_ptr + offsets, mask=mask)
         tl.store(o_ptr + offsets, x + y, mask=mask)
 else:
-    print("Triton has no packages for this system: read on, and run the kernels on Linux, WSL 2 or in a container")
+    print("No Triton for this system: run the kernels on Linux, WSL 2 or in a container")
 
 # %% [markdown]
-# Launch it inside `simulator.trace`: the simulator runs the same, unmodified kernel on the CPU, all programs at once.
-# **Predict** before you run the cell: how many bytes does adding two vectors of 100,000 float32 numbers read and write?
+# Launch it inside `simulator.trace`: the simulator runs the same, unmodified kernel on the CPU, all programs at
+# once. **Predict** before you run the cell: how many bytes does adding two vectors of 100,000 float32 numbers read
+# and write?
 
 # %% tags=["nbval-check-output"]
 length = 100_000
@@ -88,8 +89,8 @@ if simulator.frontend.available():
 # %% [markdown]
 # ## When it goes wrong
 #
-# Remove the mask, and the last program reaches behind the end. A GPU may say nothing and return garbage. The simulator
-# names the line, the program and the element.
+# Remove the mask, and the last program reaches behind the end. A GPU may say nothing and return garbage. The
+# simulator names the line, the program and the element.
 
 # %% tags=["raises-exception", "nbval-check-output"]
 if simulator.frontend.available():
@@ -113,9 +114,9 @@ if simulator.frontend.available():
 #
 # | notebook | question |
 # |---|---|
-# | [07 FlashAttention](07_flash_attention.ipynb) | Why does attention spend its time waiting for memory, and how does a kernel avoid it? |
+# | [07 FlashAttention](07_flash_attention.ipynb) | Why does attention wait for memory, and how can a kernel avoid it? |
 #
-# More labs follow: pretraining, scaling laws, training memory, ZeRO, quantisation, LoRA and QLoRA. Each notebook ends
-# with exercises that grade themselves; they are in [exercises/](../exercises).
+# More labs follow: pretraining, scaling laws, training memory, ZeRO, quantisation, LoRA and QLoRA. Each notebook
+# ends with exercises that grade themselves; they are in [exercises/](../exercises).
 #
 # If something does not work, `cme295lab doctor` in a terminal names the problem and the fix.

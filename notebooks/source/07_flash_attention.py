@@ -2,8 +2,8 @@
 # # FlashAttention
 #
 # Attention compares every token with every other: for $N$ tokens that is a matrix of $N^2$ scores. The usual way to
-# compute it writes that matrix to the GPU's memory and reads it back, several times. FlashAttention computes the same
-# numbers and never writes it. It does *more* arithmetic and is several times *faster*.
+# compute it writes that matrix to the GPU's memory and reads it back, several times. FlashAttention computes the
+# same numbers and never writes it. It does *more* arithmetic and is several times *faster*.
 #
 # How can more work take less time? That is the question of this lab. You will count every byte of both, take the
 # softmax apart, and walk through the real Triton kernel tile by tile.
@@ -14,7 +14,6 @@ profile = "full"
 # %%
 import inspect
 
-import matplotlib.pyplot as plt
 import torch
 
 from cme295lab import hardware, simulator, units
@@ -25,49 +24,50 @@ from cme295lab.widgets import block_size_map, memory_hierarchy, roofline, traffi
 
 RUNS_KERNELS = simulator.frontend.available()
 torch.manual_seed(0)
-print("ready" if RUNS_KERNELS else "No Triton on this system: cells that launch kernels are left out, the rest runs")
+print("ready" if RUNS_KERNELS else "No Triton here: cells that launch kernels are left out")
 
 # %% [markdown]
 # ## 1. Where the numbers live
 #
-# A GPU computes in its *streaming multiprocessors* (SMs). Each has a little memory of its own, called SRAM: L1 cache and
-# shared memory. The large memory, HBM, is outside the chip's arithmetic, and everything has to pass through its
+# A GPU computes in its *streaming multiprocessors* (SMs). Each has a little memory of its own, called SRAM: L1 cache
+# and shared memory. The large memory, HBM, is outside the chip's arithmetic, and everything has to pass through its
 # interface. In between sits the L2 cache.
 
 # %%
 memory_hierarchy("A100")
 
 # %% [markdown]
-# **Predict**: the A100 can do 312 TFLOP/s in fp16. Multiply two numbers from HBM once and throw them away. What fraction
-# of that speed do you reach?
+# **Predict**: the A100 can do 312 TFLOP/s in fp16. Multiply two numbers from HBM once and throw them away. What
+# fraction of that speed do you reach?
 #
 # <details><summary>Answer</summary>
 #
-# One operation for 4 bytes read: 0.25 FLOP per byte. The *ridge point* below says that 153 are needed. You reach 1/612
-# of the peak: the arithmetic waits for memory.
+# One operation for 4 bytes read: 0.25 FLOP per byte. The *ridge point* below says that 153 are needed. You reach
+# 1/612 of the peak: the arithmetic waits for memory.
 # </details>
 
 # %% tags=["nbval-check-output"]
-print("GPU                memory         bandwidth   SRAM per SM   SRAM in all   ridge point")
+print("GPU                memory    bandwidth  SRAM per SM  SRAM in all   ridge point")
 for name in ("V100", "A100", "H100", "H200", "RTX 4090"):
     gpu = hardware.get_device(name)
     sizes = [gpu.memory_bytes, gpu.sram_bytes_per_sm, gpu.sram_bytes_per_sm * gpu.num_sms]
     memory, sram, total = (units.format_bytes(size, binary=True) for size in sizes)
     speed = units.format_rate(gpu.bandwidth_bytes_per_s, "B/s")
-    print(f"{gpu.name:16} {memory:>9} {speed:>16} {sram:>13} {total:>13} {gpu.ridge_point('fp16'):>8.0f} FLOP/B")
+    ridge = f"{gpu.ridge_point('fp16'):.0f} FLOP/B"
+    print(f"{gpu.name:16} {memory:>8} {speed:>12} {sram:>12} {total:>12} {ridge:>13}")
 
 # %% [markdown]
-# You will read that a GPU has "tens of megabytes of SRAM". That is the sum over all SMs. One program of a kernel runs on
-# one SM and sees only that SM's share: 192 KiB on an A100, of which it may use 163 KiB as shared memory, next to 256 KiB
-# of registers. This number will decide how large a tile can be.
+# You will read that a GPU has "tens of megabytes of SRAM". That is the sum over all SMs. One program of a kernel
+# runs on one SM and sees only that SM's share: 192 KiB on an A100, of which it may use 163 KiB as shared memory,
+# next to 256 KiB of registers. This number will decide how large a tile can be.
 
 # %% [markdown]
 # ## 2. Standard attention, counted
 #
 # $$S = \tfrac{1}{\sqrt d}\, Q K^\top \qquad P = \mathrm{softmax}(S) \qquad O = P V$$
 #
-# Three steps, three kernels. Between them, $S$ and $P$ go to HBM. **Predict** the bytes for $N = 512$ tokens, $d = 64$,
-# one head, 2 bytes per number: which is larger, $Q$, $K$, $V$ and $O$ together, or one score matrix?
+# Three steps, three kernels. Between them, $S$ and $P$ go to HBM. **Predict** the bytes for $N = 512$ tokens, $d =
+# 64$, one head, 2 bytes per number: which is larger, $Q$, $K$, $V$ and $O$ together, or one score matrix?
 
 # %% tags=["nbval-check-output"]
 N, d = 512, 64
@@ -78,8 +78,9 @@ if RUNS_KERNELS:
     print(standard)
 
 # %% [markdown]
-# The last column counts each byte once per kernel: what must cross the HBM bus even if the caches were perfect. Compare
-# it with the formula. Read $Q$, $K$, write $S$; read $S$, write $P$; read $P$, $V$, write $O$: $4N^2 + 4Nd$ numbers.
+# The last column counts each byte once per kernel: what must cross the HBM bus even if the caches were perfect.
+# Compare it with the formula. Read $Q$, $K$, write $S$; read $S$, write $P$; read $P$, $V$, write $O$: $4N^2 + 4Nd$
+# numbers.
 
 # %% tags=["nbval-check-output"]
 formula = 2 * io.standard_forward_elements(N, d)
@@ -89,75 +90,83 @@ if RUNS_KERNELS:
     assert standard.distinct_bytes == formula
 
 # %% [markdown]
-# The score matrix is nearly everything, and it is only an intermediate result. If only the softmax did not need a whole
-# row at once…
+# The score matrix is nearly everything, and it is only an intermediate result. If only the softmax did not need a
+# whole row at once…
 
 # %% [markdown]
 # ## 3. A softmax in pieces
 #
-# For a row of scores $x$, softmax needs the largest score $m$ and the sum $\ell = \sum_j e^{x_j - m}$. Cut the row into two
-# blocks. Each block has its own $m$ and $\ell$. To merge them, measure both sums from the larger maximum:
+# For a row of scores $x$, softmax needs the largest score $m$ and the sum $\ell = \sum_j e^{x_j - m}$. Cut the row
+# into two blocks. Each block has its own $m$ and $\ell$. To merge them, measure both sums from the larger maximum:
 #
 # $$m = \max(m_1, m_2) \qquad \ell = e^{m_1 - m}\,\ell_1 + e^{m_2 - m}\,\ell_2$$
 #
 # Take $x = [1, 3 \mid 2, 5]$ and do it by hand before you run the cell.
 
 # %% tags=["nbval-check-output"]
-first, second = (SoftmaxState.of(torch.tensor(x, dtype=torch.float64)) for x in ([1.0, 3.0], [2.0, 5.0]))
+x = torch.tensor([1.0, 3.0, 2.0, 5.0], dtype=torch.float64)
+first, second = SoftmaxState.of(x[:2]), SoftmaxState.of(x[2:])
 both = merge(first, second)
 for name, state in (("first", first), ("second", second), ("merged", both)):
-    print(f"{name:7} m = {state.max.item():.0f}   l = {state.sum.item():.10f}   m + log l = {state.lse.item():.10f}")
-exact = torch.logsumexp(torch.tensor([1.0, 3.0, 2.0, 5.0], dtype=torch.float64), 0)
-print(f"from the whole row: log-sum-exp = {exact.item():.10f}")
+    m, l, lse = state.max.item(), state.sum.item(), state.lse.item()
+    print(f"{name:7} m = {m:.0f}   l = {l:.10f}   m + log l = {lse:.10f}")
+print(f"from the whole row: log-sum-exp = {torch.logsumexp(x, 0).item():.10f}")
 
 # %% [markdown]
 # The merge is exact, not an approximation. It works for the output too: an output that was accumulated with the old
-# maximum is multiplied by the same factor $e^{m_1 - m}$. So a row can be processed block by block, keeping only three
-# things: the maximum, the sum, and the output so far.
+# maximum is multiplied by the same factor $e^{m_1 - m}$. So a row can be processed block by block, keeping only
+# three things: the maximum, the sum, and the output so far.
 
 # %% [markdown]
 # ## 4. Tiles
 #
 # Apply that to all rows at once. Take a tile of queries, stream the keys and values past it in tiles, and keep $m$,
-# $\ell$ and the output for each row. `tiled_attention` is that algorithm in plain PyTorch; open it and read it, it is
-# short. It gives the numbers of standard attention, also when the tiles do not divide the length.
+# $\ell$ and the output for each row. `tiled_attention` is that algorithm in plain PyTorch; open it and read it, it
+# is short. It gives the numbers of standard attention, also when the tiles do not divide the length.
 
 # %% tags=["nbval-check-output"]
 a, b, c = (torch.randn(2, 4, 200, 32, dtype=torch.float64) for _ in range(3))
 for causal in (False, True):
-    difference = tiled_attention(a, b, c, causal=causal, block_m=64, block_n=32) - standard_attention(a, b, c, causal=causal)
-    print(f"causal={causal!s:5}  equal to standard attention within 1e-12: {difference.abs().max().item() < 1e-12}")
+    tiled = tiled_attention(a, b, c, causal=causal, block_m=64, block_n=32)
+    error = (tiled - standard_attention(a, b, c, causal=causal)).abs().max().item()
+    print(f"causal={causal!s:5}  equal to standard attention within 1e-12: {error < 1e-12}")
 
 # %% [markdown]
-# What does training have to keep until the backward pass? Standard attention keeps $P$. Tiled attention keeps one number
-# per row, the *log-sum-exp* $m + \log \ell$, and recomputes $P$ from it when it is needed: $P = e^{S - \mathrm{LSE}}$.
-# PyTorch tells us what it saves.
+# What does training have to keep until the backward pass? Standard attention keeps $P$. Tiled attention keeps one
+# number per row, the *log-sum-exp* $m + \log \ell$, and recomputes $P$ from it when it is needed: $P = e^{S -
+# \mathrm{LSE}}$. PyTorch tells us what it saves.
 
 # %% tags=["nbval-check-output"]
 def saved_bytes(attention, length):
     """Bytes that autograd keeps for the backward pass, beyond q, k, v and the output."""
     qkv = [torch.randn(1, 1, length, 64, requires_grad=True) for _ in range(3)]
     kept = {}
-    note = lambda t: kept.update({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()}) or t
+
+    def note(t):
+        kept[t.data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
     with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
         output = attention(*qkv)
-    return sum(size for where, size in kept.items() if where not in {t.data_ptr() for t in (*qkv, output)})
+    known = {t.data_ptr() for t in (*qkv, output)}
+    return sum(size for where, size in kept.items() if where not in known)
 
 
 print("   N     standard        tiled")
 for length in (256, 512, 1024):
-    sizes = [units.format_bytes(saved_bytes(f, length)) for f in (standard_attention, tiled_attention)]
-    print(f"{length:>4} {sizes[0]:>12} {sizes[1]:>12}")
+    kept = [saved_bytes(f, length) for f in (standard_attention, tiled_attention)]
+    print("{:>4} {:>12} {:>12}".format(length, *map(units.format_bytes, kept)))
 
 # %% [markdown]
-# Twice the length: four times the memory on the left, twice on the right. This, $O(N)$ instead of $O(N^2)$ memory, is why
-# long contexts became possible. The arithmetic is still $O(N^2 d)$: FlashAttention does not make attention linear.
+# Twice the length: four times the memory on the left, twice on the right. This, $O(N)$ instead of $O(N^2)$ memory,
+# is why long contexts became possible. The arithmetic is still $O(N^2 d)$: FlashAttention does not make attention
+# linear.
 
 # %% [markdown]
 # ## 5. The kernel, line by line
 #
-# In plain PyTorch each tile still makes a trip to memory for every operation. In a Triton kernel the tile stays on the
-# chip. This is the heart of `kernels/flash_attention.py`, the part that runs for every tile of keys:
+# In plain PyTorch each tile still makes a trip to memory for every operation. In a Triton kernel the tile stays on
+# the chip. This is the heart of `kernels/flash_attention.py`, the part that runs for every tile of keys:
 
 # %%
 if RUNS_KERNELS:
@@ -177,8 +186,8 @@ if RUNS_KERNELS:
 # Note what is *not* there: a division. The output is divided by `row_sum` once, at the end.
 
 # %% [markdown]
-# Around it is a loop that loads one tile of $K$ and $V$ after the other. There are two: whole tiles need no mask; only the
-# tiles cut by the causal diagonal, or by the end of the sequence, run the second loop with its mask.
+# Around it is a loop that loads one tile of $K$ and $V$ after the other. There are two: whole tiles need no mask;
+# only the tiles cut by the causal diagonal, or by the end of the sequence, run the second loop with its mask.
 
 # %%
 if RUNS_KERNELS:
@@ -188,8 +197,8 @@ if RUNS_KERNELS:
 # %% [markdown]
 # ## 6. Walk through the tiles
 #
-# The simulator runs this kernel on your CPU, all its programs at once, and can record every step. Below is a recorded run
-# with 128 tokens and tiles of 32. Move the slider, or use the arrow keys.
+# The simulator runs this kernel on your CPU, all its programs at once, and can record every step. Below is a
+# recorded run with 128 tokens and tiles of 32. Move the slider, or use the arrow keys.
 #
 # Watch three things: which tiles are never touched, when the rescaling factor is not 1, and how few bytes are on the
 # chip at any time.
@@ -209,8 +218,8 @@ if RUNS_KERNELS:
 # %% [markdown]
 # ## 7. Its traffic
 #
-# A program reads its queries once, but **all** keys and values: with $T_r$ tiles of queries, $K$ and $V$ are read $T_r$
-# times. So "read everything from HBM once" is not what happens. In numbers: $2Nd + 2 T_r N d + N$.
+# A program reads its queries once, but **all** keys and values: with $T_r$ tiles of queries, $K$ and $V$ are read
+# $T_r$ times. So "read everything from HBM once" is not what happens. In numbers: $2Nd + 2 T_r N d + N$.
 #
 # **Predict**: $N = 512$, $d = 64$, tiles of 128 queries. How many times smaller than standard attention?
 
@@ -219,13 +228,14 @@ if RUNS_KERNELS:
     with simulator.trace(device="A100") as flash:
         flash_attention(q, k, v, block_m=128, block_n=64)
     print(flash)
-    formula_2 = 2 * io.flash2_forward_elements(N, d, 128) + 2 * N  # the log-sum-exp is fp32: 2 bytes more for each
-    print(f"\nformula {formula_2:,} bytes, counted {flash.requested_bytes:,}; standard {formula / formula_2:.1f} times more")
+    formula_2 = 2 * io.flash2_forward_elements(N, d, 128) + 2 * N  # the log-sum-exp has 4 bytes
+    print(f"\nformula {formula_2:,} bytes, counted {flash.requested_bytes:,}")
+    print(f"standard attention: {formula / formula_2:.1f} times more")
 
 # %% [markdown]
-# Now with the backward pass. It recomputes $P$ tile by tile and needs five products where standard attention needs four.
-# In our two kernels, one for $dK$ and $dV$ and one for $dQ$, it is seven: each recomputes $S$ and $dP$, so that no two
-# programs ever write the same number.
+# Now with the backward pass. It recomputes $P$ tile by tile and needs five products where standard attention needs
+# four. In our two kernels, one for $dK$ and $dV$ and one for $dQ$, it is seven: each recomputes $S$ and $dP$, so
+# that no two programs ever write the same number.
 
 # %%
 def count(attention, length, **options):
@@ -240,32 +250,40 @@ def count(attention, length, **options):
 LENGTH = {"fast": 256, "full": 1024}[profile]
 if RUNS_KERNELS:
     standard, flash = count(standard_attention_kernels, LENGTH), count(flash_attention, LENGTH)
-    print(f"N = {LENGTH}, forward and backward\n\n{flash}")
+    print(f"flash attention, one head, N = {LENGTH}\n\nkernel                     requested      products")
+    for launch in flash.launches:
+        moved, done = units.format_bytes(launch.requested_bytes), units.format_flops(launch.dot_flops)
+        print(f"{launch.kernel:24} {moved:>11} {done:>13}")
 
 # %%
 sram = 192 * 1024 // 2  # numbers of 2 bytes that an A100's SRAM holds
-paper = {"standard": io.standard_forward_elements(LENGTH, 64) + io.standard_backward_elements(LENGTH, 64)}
-paper["flash"] = io.flash2_forward_elements(LENGTH, 64, 128) + io.flash2_backward_elements(LENGTH, 64, 128, 128)
-bytes_on_paper = {name: 2 * elements for name, elements in paper.items()}
-bytes_on_paper["lower bound"] = 3 * 2 * io.lower_bound_elements(LENGTH, 64, sram)
-counted = {"standard": standard.distinct_bytes, "flash": flash.requested_bytes} if RUNS_KERNELS else {}
-traffic_bars({"formula": bytes_on_paper, "counted": counted}, title=f"forward and backward, one head, N = {LENGTH}")
+numbers = {
+    "standard": io.standard_forward_elements(LENGTH, 64) + io.standard_backward_elements(LENGTH, 64),
+    "flash": io.flash2_forward_elements(LENGTH, 64, 128)
+    + io.flash2_backward_elements(LENGTH, 64, 128, 128),
+    "lower bound": 3 * io.lower_bound_elements(LENGTH, 64, sram),
+}
+bars = {"formula": {name: 2 * n for name, n in numbers.items()}}
+if RUNS_KERNELS:
+    bars["counted"] = {"standard": standard.distinct_bytes, "flash": flash.requested_bytes}
+traffic_bars(bars, title=f"forward and backward, one head, N = {LENGTH}")
 
 # %% [markdown]
-# The bars of a pair differ by the statistics: the formulas count the log-sum-exp as 2-byte numbers, the kernel keeps it in
-# fp32.
+# Formula and count agree; what little flash has more is its statistics, which the formula counts as 2-byte numbers
+# and the kernels keep in fp32.
 #
-# The lower bound is a theorem: no exact algorithm can move fewer than order $N^2 d^2 / M$ numbers for every size $M$ of the
-# SRAM (here without its constant, forward and backward as three passes). Standard attention moves order
-# $Nd + N^2$. Since $d^2$ is much smaller than $M$, that is far above the bound; FlashAttention is at it, up to a constant.
+# The lower bound is a theorem: no exact algorithm can move fewer than order $N^2 d^2 / M$ numbers for every size $M$
+# of the SRAM (here without its constant, forward and backward as three passes). Standard attention moves order $Nd +
+# N^2$. Since $d^2$ is much smaller than $M$, that is far above the bound; FlashAttention is at it, up to a constant.
 
 # %% [markdown]
 # ## 8. How large a tile?
 #
-# Larger tiles of queries read $K$ and $V$ less often. **Predict**: what stops us from taking one tile for everything?
+# Larger tiles of queries read $K$ and $V$ less often. **Predict**: what stops us from taking one tile for
+# everything?
 #
-# Each cell of the picture is a launch, counted. Whether it fits is asked of Triton's compiler, which needs no GPU: the
-# shared memory of one program against what an A100 gives it.
+# Each cell of the picture is a launch, counted. Whether it fits is asked of Triton's compiler, which needs no GPU:
+# the shared memory of one program against what an A100 gives it.
 
 # %%
 def sweep(block_m, block_n, length):
@@ -275,10 +293,12 @@ def sweep(block_m, block_n, length):
         flash_attention(x, x, x, block_m=block_m, block_n=block_n)
     lse, strides = torch.empty(1, 1, length), x.stride() * 4
     compiled = simulator.compile_kernel(
-        kernels.forward_kernel, x, x, x, x, lse, 0.1, length, length, *strides, device="A100", num_warps=8, GROUP=1,
-        HEAD_DIM=128, BLOCK_D=128, BLOCK_M=block_m, BLOCK_N=block_n, CAUSAL=False, PRECISION="tf32", num_stages=2,
+        kernels.forward_kernel, x, x, x, x, lse, 0.1, length, length, *strides,
+        device="A100", num_warps=8, num_stages=2, BLOCK_M=block_m, BLOCK_N=block_n,
+        GROUP=1, HEAD_DIM=128, BLOCK_D=128, CAUSAL=False, PRECISION="tf32",
     )  # fmt: skip
     return t.requested_bytes, t.sram_peak_bytes, compiled
+
 
 # %%
 SIDES = {"fast": (32, 256), "full": (32, 64, 128, 256)}[profile]
@@ -286,22 +306,23 @@ if RUNS_KERNELS:
     results = {(m, n): sweep(m, n, 512) for m in SIDES for n in SIDES}
     moved = {blocks: result[0] for blocks, result in results.items()}
     fits = {blocks: result[2].fits for blocks, result in results.items()}
-    display(block_size_map(moved, fits, title="forward, one head, N = 512, d = 128, fp16, A100"))
+    display(block_size_map(moved, fits, title="one head, N = 512, d = 128"))
 
 # %%
 if RUNS_KERNELS:
     print("BLOCK_M BLOCK_N   held by a program   shared memory   registers spilled")
     for (block_m, block_n), (_, held, compiled) in results.items():
-        held, shared = (units.format_bytes(size, binary=True) for size in (held, compiled.shared_bytes))
-        print(f"{block_m:>7} {block_n:>7} {held:>19} {shared:>15} {compiled.spill_bytes:>17} B")
+        sizes = (units.format_bytes(n, binary=True) for n in (held, compiled.shared_bytes))
+        print("{:>7} {:>7} {:>19} {:>15}".format(block_m, block_n, *sizes), end="")
+        print(f"{compiled.spill_bytes:>18} B")
 
 # %% [markdown]
-# "Held by a program" adds up all blocks that are alive at the same time: an upper bound for registers and shared memory
-# together. It grows with the product of both sides, because the tile of scores has BLOCK_M × BLOCK_N numbers.
+# "Held by a program" adds up all blocks that are alive at the same time: an upper bound for registers and shared
+# memory together. It grows with the product of both sides, because the tile of scores has BLOCK_M × BLOCK_N numbers.
 #
-# The traffic depends on BLOCK_M only. So why not always 256 queries? A thread has at most 255 registers. When they do not
-# suffice, values are *spilled* to memory, in every step of the loop: look at the last column. That costs more than the
-# bytes saved.
+# The traffic depends on BLOCK_M only. So why not always 256 queries? A thread has at most 255 registers. When they
+# do not suffice, values are *spilled* to memory, in every step of the loop: look at the last column. That costs more
+# than the bytes saved.
 
 # %% [markdown]
 # ## 9. More work, less time
@@ -324,21 +345,23 @@ if RUNS_KERNELS:
     for name, t in (("standard", standard), ("flash", flash)):
         arithmetic, memory = t.dot_flops / peak, t.distinct_bytes / bandwidth
         limit = "memory" if memory > arithmetic else "arithmetic"
-        print(f"{name:9} products {units.format_seconds(arithmetic):>8}   HBM {units.format_seconds(memory):>8}   waits for {limit}")
+        products, hbm = units.format_seconds(arithmetic), units.format_seconds(memory)
+        print(f"{name:9} products {products:>8}   HBM {hbm:>8}   waits for {limit}")
     print(f"flash does {flash.dot_flops / standard.dot_flops:.2f} times the products")
 
 # %% [markdown]
-# Standard attention waits for HBM; its tensor cores idle. The recomputation fills time that was lost anyway, and removes
-# the bytes that everybody was waiting for. That is the whole trick: **the scarce resource is not arithmetic**.
+# Standard attention waits for HBM; its tensor cores idle. The recomputation fills time that was lost anyway, and
+# removes the bytes that everybody was waiting for. That is the whole trick: **the scarce resource is not
+# arithmetic**.
 #
-# The bound counts products only, at full speed, and perfect caches. Real kernels reach a part of it: exponentials are
-# slow, and pipelines have gaps.
+# The bound counts products only, at full speed, and perfect caches. Real kernels reach a part of it: exponentials
+# are slow, and pipelines have gaps.
 
 # %% [markdown]
 # ## 10. The paper's table
 #
-# The FlashAttention paper reports, for GPT-2 medium (batch 64, 16 heads, $N = 1024$, $d = 64$, forward and backward, on an
-# A100):
+# The FlashAttention paper reports, for GPT-2 medium (batch 64, 16 heads, $N = 1024$, $d = 64$, forward and backward,
+# on an A100):
 #
 # | | standard | flash |
 # |---|---|---|
@@ -346,7 +369,7 @@ if RUNS_KERNELS:
 # | HBM reads and writes, GB | 40.3 | 4.4 |
 # | milliseconds | 41.7 | 7.3 |
 #
-# Let us run it: all 1,024 heads, both ways, in the simulator. On two cores this takes about a minute and a half.
+# Let us run it: all 1,024 heads, both ways, in the simulator. On two idle cores this takes a little over a minute.
 
 # %%
 BATCH = {"fast": 1, "full": 64}[profile]
@@ -355,7 +378,8 @@ if RUNS_KERNELS:
 
     table = run_paper_table(batch=BATCH, slice_size=4)
     took = sum(run.seconds for run in table.values())
-    print(f"batch {BATCH}: {sum(run.num_launches for run in table.values())} launches in {units.format_seconds(took)}")
+    launches = sum(run.num_launches for run in table.values())
+    print(f"batch {BATCH}: {launches} launches in {units.format_seconds(took)}")
 
 # %%
 if RUNS_KERNELS:
@@ -374,20 +398,22 @@ for name in ("standard_bytes", "flash_bytes", "flash_initialised_bytes"):
     print(f"{name:24} {getattr(accounting, name) / 1e9:.2f} GB")
 
 # %% [markdown]
-# **Standard.** The count is the paper's number. The accounting: a mask and dropout in passes of their own, dropout with a
-# mask of one byte. With $NN$ and $ND$ the bytes of all $N \times N$ and $N \times d$ matrices: $18\,NN + 12\,ND$.
+# **Standard.** The count is the paper's number. The accounting: a mask and dropout in passes of their own, dropout
+# with a mask of one byte. With $NN$ and $ND$ the bytes of all $N \times N$ and $N \times d$ matrices: $18\,NN +
+# 12\,ND$.
 #
-# **Flash.** Our kernels must move 2.3 GB and request 8.0; caches decide what lies between. The paper's algorithm walks the
-# other way round: keys outside, so that $Q$ and $O$ are read and written again for every tile of keys. Counted with 192 KB
-# of SRAM that is 4.1 GB, or 4.4 with the first zeros. This match is not the only one possible; the paper does not state its
-# accounting.
+# **Flash.** Our kernels must move 2.3 GB and request 8.0; caches decide what lies between. The paper's algorithm
+# walks the other way round: keys outside, so that $Q$ and $O$ are read and written again for every tile of keys.
+# Counted with 192 KB of SRAM that is 4.1 GB, or 4.4 with the first zeros. This match is not the only one possible;
+# the paper does not state its accounting.
 
 # %% [markdown]
 # **Operations.** The paper's ratio, 75.2 / 66.6, says that recomputing costs 13 %. The absolute numbers cannot be
-# reproduced: the products alone of 1,024 heads are 12 times more. Ours come out higher, too, because the two backward
-# kernels recompute twice.
+# reproduced: the products alone of 1,024 heads are 12 times more. Ours come out higher, too, because the two
+# backward kernels recompute twice.
 #
-# **Time.** 41.7 to 7.3 ms is 5.7 times, for 9.2 times fewer bytes: once the bytes are gone, something else is the limit.
+# **Time.** 41.7 to 7.3 ms is 5.7 times, for 9.2 times fewer bytes: once the bytes are gone, something else is the
+# limit.
 
 # %% [markdown]
 # ## 11. Explore
@@ -407,18 +433,21 @@ TrafficExplorer(seq=4096, causal=True).figure()
 # %% [markdown]
 # ## 12. On a GPU
 #
-# The same functions launch the same kernels on CUDA tensors. If this machine has such a device, the cell times them and
-# computes the bandwidth they reached: the bytes that *must* move, divided by the time.
+# The same functions launch the same kernels on CUDA tensors. If this machine has such a device, the cell times them
+# and computes the bandwidth they reached: the bytes that *must* move, divided by the time.
 
 # %%
 if torch.cuda.is_available() and RUNS_KERNELS:
     from triton.testing import do_bench
 
     x = torch.randn(4, 16, 2048, 64, device="cuda", dtype=torch.float16)
-    must_move = 4 * x.numel() * 2
-    for attention in (standard_attention, flash_attention):
-        milliseconds = do_bench(lambda f=attention: f(x, x, x))
-        print(f"{attention.__name__}: {milliseconds:.3f} ms, {must_move / milliseconds / 1e6:.0f} GB/s")
+    must_move = {
+        standard_attention_kernels: 4 * 16 * 2 * io.standard_forward_elements(2048, 64),
+        flash_attention: 4 * x.numel() * 2,
+    }
+    for attention, num_bytes in must_move.items():
+        ms = do_bench(lambda f=attention: f(x, x, x))
+        print(f"{attention.__name__}: {ms:.3f} ms, {units.format_rate(num_bytes / ms * 1e3, 'B/s')}")
 else:
     print("No CUDA device here: nothing was timed. All counts above are the simulator's.")
 
@@ -432,7 +461,7 @@ else:
 # | "it solves the quadratic cost of attention" | the *memory* is linear; the arithmetic stays $O(N^2 d)$ |
 # | "a GPU has tens of MB of SRAM" | all SMs together; a program sees 192 KiB on an A100 |
 # | "it is an approximation" | it is exact, up to rounding (section 4) |
-# | "FlashAttention-2 adapted it to newer GPUs" | version 2 changed the order of the loops on the *same* GPU; version 3 is the one for Hopper |
+# | "version 2 adapted it to newer GPUs" | it reordered the loops on the *same* GPU; version 3 is for Hopper |
 
 # %% [markdown]
 # ## Summary
@@ -442,6 +471,6 @@ else:
 # - Forward: $Q$ tile stays, $K$ and $V$ stream past. Backward: recompute $P$ from the log-sum-exp.
 # - Extra memory $O(N)$; traffic $O(N^2 d^2 / M)$, which is optimal up to a constant; more arithmetic, less time.
 #
-# **Your turn**: [the exercise](../exercises/flash_attention/flash_attention.ipynb). You merge two blocks, write tiled
-# attention, the inner loop of the Triton kernel, and count its traffic. Each part is checked for what it computes *and* for
-# what it moves.
+# **Your turn**: [the exercise](../exercises/flash_attention/flash_attention.ipynb). You merge two blocks, write
+# tiled attention, the inner loop of the Triton kernel, and count its traffic. Each part is checked for what it
+# computes *and* for what it moves.

@@ -146,6 +146,7 @@ class LabNotebook:
         path.parent.mkdir(parents=True, exist_ok=True)
         height = self.page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollHeight")
         self.page.set_viewport_size({"width": 1300, "height": min(height + 200, MAX_PICTURE_HEIGHT)})
+        self.page.evaluate("document.querySelector('.jp-WindowedPanel-outer').scrollTop = 0")
         self.page.wait_for_timeout(500)
         self.page.screenshot(path=path)
         return path
