@@ -101,9 +101,9 @@ def _load_rows(m: Machine, access: Access, fill: Array | float) -> Array:
         raise _out_of_bounds(m, access, "load")
     shape = [n for axis, n in enumerate(starts.shape) if axis != rows.axis]
     if dtype.is_float and storage.flat.dtype == dtype.torch:
-        windows = storage.flat.unfold(0, rows.length, 1)
-        index = torch.from_numpy(np.ascontiguousarray(starts.reshape(-1)))
-        data: Array = windows.index_select(0, index).view([*shape, rows.length])
+        first, length = _runs(starts, rows.length)
+        windows = storage.flat.unfold(0, length, 1)
+        data: Array = windows.index_select(0, torch.from_numpy(first)).view([*shape, rows.length])
         data = data if rows.axis == len(access.shape) else _last_axis_to(data, rows.axis)
     else:
         data = _typed(storage.windows(rows.length)[starts.reshape(shape)], dtype)
@@ -112,6 +112,15 @@ def _load_rows(m: Machine, access: Access, fill: Array | float) -> Array:
     if access.prefix is not None and access.prefix < access.shape[rows.axis - 1]:
         return _filled(access, fill, data)
     return data if access.mask is None else _masked(data, access.mask, fill)
+
+
+def _runs(starts: np.ndarray, length: int) -> tuple[np.ndarray, int]:
+    """The runs of memory to copy, first elements and length: whole tiles where the rows of a tile follow each other."""
+    by_program = starts.reshape(starts.shape[0], -1)
+    num_rows = by_program.shape[1]
+    if num_rows > 1 and (by_program == by_program[:, :1] + length * np.arange(num_rows)).all():
+        return np.ascontiguousarray(by_program[:, 0]), length * num_rows
+    return np.ascontiguousarray(by_program.reshape(-1)), length
 
 
 def _last_axis_to(data: Array, axis: int) -> Array:

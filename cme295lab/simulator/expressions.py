@@ -182,12 +182,17 @@ class Expressions:
 
     def _outside(self, name: str, value: Any) -> Any:
         """An object that the kernel finds outside itself."""
+        known = self.frame.source.resolved.get(name)
+        if known is not None and known[0] is value:
+            return known[1]
         if not frontend.is_constant_global(value):
             raise KernelTypeError(
                 f"the global {name!r} is a {type(value).__name__}: Triton lets kernels see only tl.constexpr globals; "
                 f"write {name} = tl.constexpr(...), or pass it as an argument"
             )
-        return self._resolve(value)
+        found = self._resolve(value)
+        self.frame.source.resolved[name] = (value, found)
+        return found
 
     def _resolve(self, value: Any) -> Any:
         if isinstance(value, Block | int | float | str | Builtin):

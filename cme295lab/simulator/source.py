@@ -39,6 +39,9 @@ class KernelSource:
         self.globals = function.__globals__
         self.closure = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
         self.live = Liveness(node)
+        self.resolved: dict[
+            str, tuple[Any, Any]
+        ] = {}  # objects outside the kernel, and what they mean to the simulator
         self.largest_blocks: dict[
             tuple[tuple[str, str], ...], int
         ] = {}  # by values of the constants, from earlier launches

@@ -15,7 +15,7 @@ from cme295lab.kernels.matmul import matmul_kernel
 from cme295lab.kernels.softmax import softmax_kernel
 
 HEADS, DIM = 16, 64
-CONFIG = LaunchConfig(block_m=128, block_n=64, num_warps=8, num_stages=3)
+CONFIG = LaunchConfig(block_m=64, block_n=64, num_warps=8, num_stages=3)
 
 
 @dataclass(frozen=True)
