@@ -132,9 +132,10 @@ class Leaving:
     values made before the loop are narrowed in one step, however many times programs have left.
     """
 
-    def __init__(self, m: Machine, base: ProgramSet, live: frozenset[str]) -> None:
+    def __init__(self, m: Machine, base: ProgramSet, live: frozenset[str], needed: frozenset[str]) -> None:
         self.m = m
-        self.live = live
+        self.live = live  # names that are read after the loop
+        self.needed = needed  # names that are read in the next turn or after the loop
         self.base = base
         self.rows: Selector = slice(0, len(base))
         self.groups: list[Group] = []
@@ -152,7 +153,7 @@ class Leaving:
         self.groups.append(Group(programs, kept))
 
     def keep(self, staying: Selector, variables: Variables) -> None:
-        """Go on with the rows `staying` of the active set; `variables` are narrowed in place."""
+        """Go on with the rows `staying` of the active set; `variables` are narrowed in place, or dropped."""
         active = self.m.active
         if (active.parent is self.base and active.selector is self.rows) or active is self.base:
             rows = staying if active is self.base else _composed(self.rows, staying)
@@ -160,6 +161,8 @@ class Leaving:
             self.base, rows = active, staying
         narrowed = self.base.select(rows)
         self.rows = rows
+        for name in [n for n in variables if n not in self.needed]:
+            del variables[name]
         for name, value in variables.items():
             variables[name] = _narrowed(value, active, narrowed, staying, copy=False)
         self.m.active = narrowed

@@ -240,7 +240,7 @@ class Interpreter(Expressions):
     def _ragged_loop(self, node: ast.For, bounds: list[Any], dtype: DType) -> None:
         """A loop whose length differs: programs are put in order of length, so that those still in it are always the
         first rows."""
-        m, frame, entry = self.m, self.frame, self.m.active
+        m, frame, entry, live = self.m, self.frame, self.m.active, self.frame.source.live
         start, stop, step = (np.broadcast_to(np.asarray(b, np.int64), (m.num_active,)) for b in bounds)
         lengths = np.maximum(0, -((start - stop) // step))
         size = int(entry.ids.max()) + 1
@@ -249,9 +249,8 @@ class Interpreter(Expressions):
         )  # by program, so that they survive narrowing
         first[entry.ids], stride[entry.ids], count[entry.ids] = start, step, lengths
         order = np.argsort(-lengths, kind="stable")
-        loop = Leaving(
-            m, entry if (order == np.arange(len(order))).all() else entry.select(order), frame.source.live.after[node]
-        )
+        base = entry if (order == np.arange(len(order))).all() else entry.select(order)
+        loop = Leaving(m, base, live.after[node], live.before[node])
         turn = 0
         while m.num_active:
             staying = int(np.count_nonzero(count[m.active.ids] > turn))
@@ -272,7 +271,7 @@ class Interpreter(Expressions):
 
     def do_While(self, node: ast.While) -> None:
         m, frame, entry = self.m, self.frame, self.m.active
-        live = frame.source.live.after[node]
+        live = frame.source.live
         loop: Leaving | None = None
         for _ in range(_MAX_ITERATIONS):
             if not m.num_active:
@@ -282,7 +281,7 @@ class Interpreter(Expressions):
             if truth is False:
                 break
             if not isinstance(truth, bool):
-                loop = loop or Leaving(m, m.active, live)
+                loop = loop or Leaving(m, m.active, live.after[node], live.before[node])
                 loop.park(np.flatnonzero(~truth), frame.variables)
                 loop.keep(np.flatnonzero(truth), frame.variables)
             self.body(node.body)
