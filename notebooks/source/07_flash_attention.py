@@ -136,7 +136,7 @@ for causal in (False, True):
 # number per row, the *log-sum-exp* $m + \log \ell$, and recomputes $P$ from it when it is needed: $P = e^{S -
 # \mathrm{LSE}}$. PyTorch tells us what it saves.
 
-# %% tags=["nbval-check-output"]
+# %%
 def saved_bytes(attention, length):
     """Bytes that autograd keeps for the backward pass, beyond q, k, v and the output."""
     qkv = [torch.randn(1, 1, length, 64, requires_grad=True) for _ in range(3)]
@@ -151,7 +151,7 @@ def saved_bytes(attention, length):
     known = {t.data_ptr() for t in (*qkv, output)}
     return sum(size for where, size in kept.items() if where not in known)
 
-
+# %% tags=["nbval-check-output"]
 print("   N     standard        tiled")
 for length in (256, 512, 1024):
     kept = [saved_bytes(f, length) for f in (standard_attention, tiled_attention)]
@@ -246,7 +246,7 @@ def count(attention, length, **options):
         output.backward(torch.randn_like(output))
     return t
 
-
+# %%
 LENGTH = {"fast": 256, "full": 1024}[profile]
 if RUNS_KERNELS:
     standard, flash = count(standard_attention_kernels, LENGTH), count(flash_attention, LENGTH)
