@@ -78,13 +78,14 @@ def traffic_bars(series: Mapping[str, Mapping[str, float]], *, title: str = "", 
 
     Args:
         series: name of the series ("formula", "counted") to label ("standard", "flash") to bytes. A label may be
-            missing from a series.
+            missing from a series; a series without any is left out.
         title: what is compared.
         log: a logarithmic axis.
 
     Raises:
         ValueError: if there is nothing to draw or a number of bytes is not positive on a logarithmic axis.
     """
+    series = {name: values for name, values in series.items() if values}
     labels = list(dict.fromkeys(label for values in series.values() for label in values))
     if not labels:
         raise ValueError("series must hold at least one number of bytes")
@@ -215,15 +216,8 @@ def block_size_map(
     rows, columns = (sorted({key[i] for key in values}) for i in (0, 1))
     if not values or len(values) != len(rows) * len(columns) or set(fits) != set(values):
         raise ValueError("values and fits must have the same keys: every (block_m, block_n) of a grid, at least one")
-    misfits = [f"{m} by {n}" for (m, n), fit in fits.items() if not fit]
     best = min((key for key in values if fits[key]), key=lambda key: values[key], default=None)
-    least = (
-        f"Least traffic that fits: BLOCK_M {best[0]}, BLOCK_N {best[1]}, {format_bytes(values[best])}." if best else ""
-    )
-    figure = Picture(
-        f"Bytes moved by block size. {title}. {least} Does not fit: {', '.join(misfits) or 'none'}.",
-        figsize=(1.9 + 0.95 * len(columns), 1.5 + 0.5 * len(rows)),
-    )
+    figure = Picture(_map_text(values, fits, best, title), figsize=(1.9 + 0.95 * len(columns), 1.5 + 0.5 * len(rows)))
     axes = figure.subplots()
     blues = LinearSegmentedColormap.from_list("bytes", ["#F3F9FD", palette.BLUE])
     low, high = min(values.values()), max(values.values())
@@ -250,6 +244,20 @@ def block_size_map(
     axes.spines[:].set_visible(False)
     axes.set_title(title, loc="left", fontsize=11)
     return figure
+
+
+def _map_text(
+    values: Mapping[tuple[int, int], float],
+    fits: Mapping[tuple[int, int], bool],
+    best: tuple[int, int] | None,
+    title: str,
+) -> str:
+    misfits = ", ".join(f"{m} by {n}" for (m, n), fit in fits.items() if not fit) or "none"
+    least = ""
+    if best:
+        size = format_bytes(values[best])
+        least = f"Least traffic that fits: BLOCK_M {best[0]}, BLOCK_N {best[1]}, {size}."
+    return f"Bytes moved by block size. {title}. {least} Does not fit: {misfits}."
 
 
 def _cell_text(axes: Any, x: int, y: int, text: str, shade: float, fits: bool) -> None:

@@ -118,23 +118,17 @@ def traffic_scenario(
     Raises:
         ValueError: if a size is not positive or no power of two where one is needed, or the GPU or dtype is unknown.
     """
-    for name, size in (("seq", seq), ("head_dim", head_dim), ("num_heads", num_heads)):
-        if size < 1:
-            raise ValueError(f"{name} must be at least 1, got {size}")
     device = get_device(device)
     sram_bytes = device.sram_bytes_per_sm if sram_bytes is None else sram_bytes
-    if sram_bytes < 1:
-        raise ValueError(f"sram_bytes must be at least 1, got {sram_bytes}")
+    _check_positive(seq=seq, head_dim=head_dim, num_heads=num_heads, sram_bytes=sram_bytes)
     on_chip = working_set(block_m=block_m, block_n=block_n, head_dim=head_dim, dtype=dtype)
     element_bytes = ELEMENT_BYTES[dtype]
     moved = _elements(seq, head_dim, sram_bytes // element_bytes, block_m, block_n, causal, backward)
     standard, flash, flash1, lower_bound = (num_heads * element_bytes * elements for elements in moved)
-
-    def cost(num_bytes: float, recompute: bool) -> AttentionCost:
-        flops = io.attention_flops(seq, head_dim, num_heads, causal=causal, backward=backward, recompute=recompute)
-        seconds = max(flops / device.peak(dtype), num_bytes / device.bandwidth_bytes_per_s)
-        return AttentionCost(num_bytes=num_bytes, flops=flops, seconds=seconds)
-
+    standard_flops, flash_flops = (
+        io.attention_flops(seq, head_dim, num_heads, causal=causal, backward=backward, recompute=recompute)
+        for recompute in (False, True)
+    )
     return TrafficScenario(
         seq=seq,
         head_dim=head_dim,
@@ -147,14 +141,25 @@ def traffic_scenario(
         backward=backward,
         device=device,
         element_bytes=element_bytes,
-        standard=cost(standard, recompute=False),
-        flash=cost(flash, recompute=True),
+        standard=_cost(standard, standard_flops, device, dtype),
+        flash=_cost(flash, flash_flops, device, dtype),
         flash1_bytes=flash1,
         lower_bound_bytes=lower_bound,
         working_set=on_chip,
         tile_limit_bytes=device.max_shared_bytes_per_block * sram_bytes / device.sram_bytes_per_sm,
         accumulator_limit_bytes=device.register_bytes_per_sm,
     )
+
+
+def _check_positive(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ValueError(f"{name} must be at least 1, got {size}")
+
+
+def _cost(num_bytes: float, flops: float, device: Device, dtype: str) -> AttentionCost:
+    seconds = max(flops / device.peak(dtype), num_bytes / device.bandwidth_bytes_per_s)
+    return AttentionCost(num_bytes=num_bytes, flops=flops, seconds=seconds)
 
 
 def _elements(

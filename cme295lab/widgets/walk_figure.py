@@ -91,24 +91,20 @@ def _draw_matrix(axes: Any, records: Sequence[ProgramWalk], number: int, step: W
     for keys in key_blocks:
         for name, y in (("k", -2 * (_STRIP + _GAP)), ("v", -_STRIP - _GAP)):
             box(None, keys, 0, y, "held" if keys == step.key_rows and name in step.held else "empty")
+    _label_matrix(axes, f"keys 0 to {num_keys - 1}", f"queries 0 to {num_queries - 1}")
+    handles = [Patch(label=label, **_STYLES[state]) for state, label in _LEGEND.items() if state in states]
+    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3, fontsize=8, frameon=False)
+
+
+def _label_matrix(axes: Any, keys: str, queries: str) -> None:
     for name, x, y in (("K", -0.05, -2 * _GAP - 1.5 * _STRIP), ("V", -0.05, -_GAP - _STRIP / 2),
                        ("Q", -_GAP - _STRIP / 2, 1.06), ("O", 1 + _GAP + _STRIP / 2, 1.06)):  # fmt: skip
         axes.text(x, y, name, ha="center", va="center", fontweight="bold")
-    axes.text(0.5, -0.24, f"keys 0 to {num_keys - 1}", ha="center", va="center", color="#444444", fontsize=9)
-    axes.text(
-        -0.16,
-        0.5,
-        f"queries 0 to {num_queries - 1}",
-        ha="center",
-        va="center",
-        rotation=90,
-        color="#444444",
-        fontsize=9,
-    )
+    style = {"ha": "center", "va": "center", "color": "#444444", "fontsize": 9}
+    axes.text(0.5, -0.24, keys, **style)
+    axes.text(-0.16, 0.5, queries, rotation=90, **style)
     axes.set(xlim=(-0.22, 1.12), ylim=(1.1, -0.28), aspect="equal")
     axes.axis("off")
-    handles = [Patch(label=label, **_STYLES[state]) for state, label in _LEGEND.items() if state in states]
-    axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=3, fontsize=8, frameon=False)
 
 
 def _draw_text(

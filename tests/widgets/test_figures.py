@@ -75,6 +75,12 @@ def test_bars_have_the_lengths_that_were_given() -> None:
     assert [text.get_text() for text in axes.texts] == ["1 MB", "2 MB", "3 MB"]
 
 
+def test_an_empty_series_is_left_out() -> None:
+    picture = traffic_bars({"formula": {"a": 1e6}, "counted": {}})
+    assert len(picture.axes[0].patches) == 1
+    assert "counted" not in picture.alt_text
+
+
 def test_roofline_places_points_on_the_roof_or_at_the_measured_rate() -> None:
     picture = roofline(POINTS, "A100", "fp16")
     positions = {line.get_label(): (line.get_xdata()[0], line.get_ydata()[0]) for line in picture.axes[0].lines[2:]}
