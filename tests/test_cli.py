@@ -66,7 +66,8 @@ def test_bad_parameters_are_refused() -> None:
         parse_parameters(["2n=1"])
 
 
-def test_notebooks_are_found_by_beginning_name_and_path(tmp_path: Path) -> None:
+def test_notebooks_are_found_by_beginning_name_and_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     course = Course(tmp_path)
     for name in ("00_start_here", "07_flash_attention"):
         (tmp_path / "notebooks").mkdir(exist_ok=True)
