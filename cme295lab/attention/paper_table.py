@@ -8,6 +8,7 @@ attention has neither (a fused dropout draws its mask again from the seed and mo
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -62,12 +63,12 @@ def run_paper_table(
     for name, value in (("batch", batch), ("heads", heads), ("n", n), ("d", d), ("slice_size", slice_size)):
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     slices = [min(slice_size, batch - start) for start in range(0, batch, slice_size)]
     runs = [(name, size) for size in slices for name in ("standard", "flash")]
     counted: dict[str, CountedRun] = {}
-    for name, size in tqdm(runs, desc="standard and flash", unit="slice", disable=not progress):
+    for name, size in tqdm(runs, desc="slices", disable=not progress, file=sys.stdout, ncols=80, leave=False):
         run = _count(name, (size, heads, n, d))
         counted[name] = _add(counted[name], run) if name in counted else run
     return counted

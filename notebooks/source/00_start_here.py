@@ -8,6 +8,11 @@
 # Five minutes on this page and you have met the tool that makes that possible: a simulator that runs GPU kernels on
 # a CPU and counts what they do.
 
+# %% [markdown]
+# **How to read a notebook.** Run a cell with Shift+Enter. Where it says *predict*, stop and decide on an answer first:
+# a surprise is what you will remember. Then change a number and run the cell again. Nothing can break; *Kernel →
+# Restart* begins afresh.
+
 # %% tags=["parameters"]
 profile = "full"
 
@@ -32,7 +37,8 @@ here or hardware.get_device("A100")
 # %% [markdown]
 # A GPU is a set of limits. It can do so many operations per second and move so many bytes per second; a computation
 # is held up by one or the other. **Predict**: an A100 does 312 trillion 16-bit operations and moves 2.04 trillion
-# bytes per second. How many operations must a kernel do with each byte before arithmetic becomes the limit?
+# bytes per second. How many operations must a kernel do with each byte before arithmetic becomes the limit? The
+# next cell divides one by the other; the result is called the *ridge point*.
 
 # %% tags=["nbval-check-output"]
 a100 = hardware.get_device("A100")
@@ -76,7 +82,7 @@ if simulator.frontend.available():
     with simulator.trace(device="A100") as t:
         add_kernel[grid](x, y, o, length, BLOCK=1024)
     print("programs:", t.launches[0].num_programs, "  equal to x + y:", torch.equal(o, x + y))
-    print(t)
+    display(t)
 
 # %% [markdown]
 # Read the table like this:
@@ -85,6 +91,7 @@ if simulator.frontend.available():
 # - **distinct**: each byte once. A cache can save the difference between the two; here nothing is read twice.
 # - **FLOP/byte**: the intensity. Compare it with the ridge point above. One addition per 12 bytes is far below it: this
 #   kernel waits for memory, on any GPU.
+# - **holds on chip**: the blocks that one program keeps at the same time. They must fit where it runs.
 
 # %% [markdown]
 # ## When it goes wrong
@@ -92,7 +99,7 @@ if simulator.frontend.available():
 # Remove the mask, and the last program reaches behind the end. A GPU may say nothing and return garbage. The
 # simulator names the line, the program and the element.
 
-# %% tags=["raises-exception", "nbval-check-output"]
+# %% tags=["nbval-check-output"]
 if simulator.frontend.available():
 
     @triton.jit
@@ -105,6 +112,7 @@ if simulator.frontend.available():
             careless_kernel[grid](x, o, BLOCK=1024)
     except simulator.OutOfBoundsError as error:
         print(error.message)
+        print(f"--> line {error.line} of {error.place.kernel}'s cell: {error.place.source.strip()}")
 
 # %% [markdown]
 # **Try it**: put a mask into `careless_kernel`, or change `BLOCK` to 4096 in the launch above and see which of the

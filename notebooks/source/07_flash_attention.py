@@ -75,7 +75,7 @@ q, k, v = (torch.randn(1, 1, N, d).half() for _ in range(3))
 if RUNS_KERNELS:
     with simulator.trace(device="A100") as standard:
         standard_attention_kernels(q, k, v)
-    print(standard)
+    display(standard)
 
 # %% [markdown]
 # The last column counts each byte once per kernel: what must cross the HBM bus even if the caches were perfect.
@@ -158,9 +158,9 @@ for length in (256, 512, 1024):
     print("{:>4} {:>12} {:>12}".format(length, *map(units.format_bytes, kept)))
 
 # %% [markdown]
-# Twice the length: four times the memory on the left, twice on the right. This, $O(N)$ instead of $O(N^2)$ memory,
-# is why long contexts became possible. The arithmetic is still $O(N^2 d)$: FlashAttention does not make attention
-# linear.
+# Twice the length: nearly four times the memory on the left (the rest is copies of $K$ and $V$), twice on the
+# right. This, $O(N)$ instead of $O(N^2)$ memory, is why long contexts became possible. The arithmetic is still
+# $O(N^2 d)$: FlashAttention does not make attention linear.
 
 # %% [markdown]
 # ## 5. The kernel, line by line
@@ -219,17 +219,20 @@ if RUNS_KERNELS:
 # ## 7. Its traffic
 #
 # A program reads its queries once, but **all** keys and values: with $T_r$ tiles of queries, $K$ and $V$ are read
-# $T_r$ times. So "read everything from HBM once" is not what happens. In numbers: $2Nd + 2 T_r N d + N$.
+# $T_r$ times. So "read everything from HBM once" is not what happens. Counted in numbers that move:
 #
-# **Predict**: $N = 512$, $d = 64$, tiles of 128 queries. How many times smaller than standard attention?
+# $$\underbrace{2Nd}_{Q,\,O} + \underbrace{2\, T_r N d}_{K,\,V} + \underbrace{N}_{\mathrm{LSE}}$$
+#
+# **Predict**: $N = 512$, $d = 64$, tiles of 128 queries. How many times less than the $4N^2 + 4Nd$ of standard
+# attention?
 
 # %% tags=["nbval-check-output"]
 if RUNS_KERNELS:
     with simulator.trace(device="A100") as flash:
         flash_attention(q, k, v, block_m=128, block_n=64)
-    print(flash)
+    display(flash)
     formula_2 = 2 * io.flash2_forward_elements(N, d, 128) + 2 * N  # the log-sum-exp has 4 bytes
-    print(f"\nformula {formula_2:,} bytes, counted {flash.requested_bytes:,}")
+    print(f"formula {formula_2:,} bytes, counted {flash.requested_bytes:,}")
     print(f"standard attention: {formula / formula_2:.1f} times more")
 
 # %% [markdown]
@@ -261,7 +264,7 @@ numbers = {
     "standard": io.standard_forward_elements(LENGTH, 64) + io.standard_backward_elements(LENGTH, 64),
     "flash": io.flash2_forward_elements(LENGTH, 64, 128)
     + io.flash2_backward_elements(LENGTH, 64, 128, 128),
-    "lower bound": 3 * io.lower_bound_elements(LENGTH, 64, sram),
+    "N²d²/M": io.lower_bound_elements(LENGTH, 64, sram),
 }
 bars = {"formula": {name: 2 * n for name, n in numbers.items()}}
 if RUNS_KERNELS:
@@ -272,9 +275,10 @@ traffic_bars(bars, title=f"forward and backward, one head, N = {LENGTH}")
 # Formula and count agree; what little flash has more is its statistics, which the formula counts as 2-byte numbers
 # and the kernels keep in fp32.
 #
-# The lower bound is a theorem: no exact algorithm can move fewer than order $N^2 d^2 / M$ numbers for every size $M$
-# of the SRAM (here without its constant, forward and backward as three passes). Standard attention moves order $Nd +
-# N^2$. Since $d^2$ is much smaller than $M$, that is far above the bound; FlashAttention is at it, up to a constant.
+# The last bar belongs to a theorem: no exact algorithm moves fewer than *order* $N^2 d^2 / M$ numbers for every size
+# $M$ of the SRAM, in numbers. The constant is open, so compare how the bars *grow*, not their lengths. Standard
+# attention moves order $N^2$, whatever $M$ is. FlashAttention moves order $N^2 d / \mathrm{BLOCK\_M}$; with as many
+# queries per tile as fit, BLOCK_M is of order $M / d$, and the bound is reached.
 
 # %% [markdown]
 # ## 8. How large a tile?
@@ -282,47 +286,60 @@ traffic_bars(bars, title=f"forward and backward, one head, N = {LENGTH}")
 # Larger tiles of queries read $K$ and $V$ less often. **Predict**: what stops us from taking one tile for
 # everything?
 #
-# Each cell of the picture is a launch, counted. Whether it fits is asked of Triton's compiler, which needs no GPU:
-# the shared memory of one program against what an A100 gives it.
+# Each cell of the pictures is a launch, counted. Whether it fits is asked of Triton's compiler, which needs no GPU:
+# the shared memory of one program against what the GPU gives it, 163 KiB on an A100 and 227 KiB on an H100.
 
 # %%
-def sweep(block_m, block_n, length):
-    """Bytes of a forward launch, what one program holds on chip, and the compiled kernel."""
-    x = torch.randn(1, 1, length, 128).half()
+x = torch.randn(1, 1, 512, 128).half()
+
+
+def count_tiles(block_m, block_n):
+    """A counted forward launch with these tiles."""
     with simulator.trace(device="A100") as t:
         flash_attention(x, x, x, block_m=block_m, block_n=block_n)
-    lse, strides = torch.empty(1, 1, length), x.stride() * 4
-    compiled = simulator.compile_kernel(
-        kernels.forward_kernel, x, x, x, x, lse, 0.1, length, length, *strides,
-        device="A100", num_warps=8, num_stages=2, BLOCK_M=block_m, BLOCK_N=block_n,
+    return t
+
+# %%
+def compile_tiles(block_m, block_n, device):
+    """The same kernel, compiled for a GPU that need not be here."""
+    return simulator.compile_kernel(
+        kernels.forward_kernel, x, x, x, x, x.float(), 0.1, 512, 512, *x.stride() * 4,
+        device=device, num_warps=8, num_stages=2, BLOCK_M=block_m, BLOCK_N=block_n,
         GROUP=1, HEAD_DIM=128, BLOCK_D=128, CAUSAL=False, PRECISION="tf32",
     )  # fmt: skip
-    return t.requested_bytes, t.sram_peak_bytes, compiled
-
 
 # %%
 SIDES = {"fast": (32, 256), "full": (32, 64, 128, 256)}[profile]
 if RUNS_KERNELS:
-    results = {(m, n): sweep(m, n, 512) for m in SIDES for n in SIDES}
-    moved = {blocks: result[0] for blocks, result in results.items()}
-    fits = {blocks: result[2].fits for blocks, result in results.items()}
-    display(block_size_map(moved, fits, title="one head, N = 512, d = 128"))
+    tiles = {(m, n): count_tiles(m, n) for m in SIDES for n in SIDES}
+    moved = {blocks: t.requested_bytes for blocks, t in tiles.items()}
+    compiled = {}
+    for gpu in ("A100", "H100"):
+        compiled[gpu] = {blocks: compile_tiles(*blocks, gpu) for blocks in tiles}
+        fits = {blocks: kernel.fits for blocks, kernel in compiled[gpu].items()}
+        display(block_size_map(moved, fits, title=f"{gpu}: one head, N = 512, d = 128"))
+
+# %% [markdown]
+# The traffic depends on BLOCK_M only: it says how often $K$ and $V$ are read. So why not always 256 queries?
 
 # %%
 if RUNS_KERNELS:
-    print("BLOCK_M BLOCK_N   held by a program   shared memory   registers spilled")
-    for (block_m, block_n), (_, held, compiled) in results.items():
-        sizes = (units.format_bytes(n, binary=True) for n in (held, compiled.shared_bytes))
-        print("{:>7} {:>7} {:>19} {:>15}".format(block_m, block_n, *sizes), end="")
-        print(f"{compiled.spill_bytes:>18} B")
+    print("                 held by a     A100: shared   spilled     H100: shared   spilled")
+    for (m, n), t in tiles.items():
+        if m in (n, 2 * n):
+            row = f"{m:>4} × {n:<4} {units.format_bytes(t.sram_peak_bytes, binary=True):>15}"
+            for kernel in (compiled["A100"][m, n], compiled["H100"][m, n]):
+                shared = units.format_bytes(kernel.shared_bytes, binary=True)
+                row += f"{shared:>17} {kernel.spill_bytes:>7} B"
+            print(row)
 
 # %% [markdown]
-# "Held by a program" adds up all blocks that are alive at the same time: an upper bound for registers and shared
-# memory together. It grows with the product of both sides, because the tile of scores has BLOCK_M × BLOCK_N numbers.
+# "Held" adds up all blocks that a program has alive at the same time: an upper bound for registers and shared memory
+# together. The tile of scores alone has BLOCK_M × BLOCK_N numbers of 4 bytes.
 #
-# The traffic depends on BLOCK_M only. So why not always 256 queries? A thread has at most 255 registers. When they
-# do not suffice, values are *spilled* to memory, in every step of the loop: look at the last column. That costs more
-# than the bytes saved.
+# A thread has at most 255 registers. Where they do not suffice, values are *spilled* to memory, in every step of the
+# loop: that costs more than the bytes saved. The library's default for this head dimension is 128 × 64: it hardly
+# spills, and fits on smaller GPUs too.
 
 # %% [markdown]
 # ## 9. More work, less time
@@ -342,12 +359,15 @@ if RUNS_KERNELS:
 if RUNS_KERNELS:
     a100 = hardware.get_device("A100")
     peak, bandwidth = a100.peak_flops_per_s["fp16"], a100.bandwidth_bytes_per_s
+    best = {}
     for name, t in (("standard", standard), ("flash", flash)):
         arithmetic, memory = t.dot_flops / peak, t.distinct_bytes / bandwidth
+        best[name] = max(arithmetic, memory)
         limit = "memory" if memory > arithmetic else "arithmetic"
         products, hbm = units.format_seconds(arithmetic), units.format_seconds(memory)
         print(f"{name:9} products {products:>8}   HBM {hbm:>8}   waits for {limit}")
-    print(f"flash does {flash.dot_flops / standard.dot_flops:.2f} times the products")
+    print(f"flash does {flash.dot_flops / standard.dot_flops:.2f} times the products", end="")
+    print(f" and could take {best['standard'] / best['flash']:.1f} times less time")
 
 # %% [markdown]
 # Standard attention waits for HBM; its tensor cores idle. The recomputation fills time that was lost anyway, and
@@ -369,7 +389,8 @@ if RUNS_KERNELS:
 # | HBM reads and writes, GB | 40.3 | 4.4 |
 # | milliseconds | 41.7 | 7.3 |
 #
-# Let us run it: all 1,024 heads, both ways, in the simulator. On two idle cores this takes a little over a minute.
+# Let us run it: all 1,024 heads, both ways, in the simulator, four sequences at a time so that the score matrices fit
+# in a laptop's memory. On two idle cores this takes a little over a minute.
 
 # %%
 BATCH = {"fast": 1, "full": 64}[profile]
@@ -392,10 +413,26 @@ if RUNS_KERNELS:
         values = [getattr(table[name], count_of) for name in ("standard", "flash")]
         print(f"{label:20} {show(values[0]):>12} {show(values[1]):>10} {values[0] / values[1]:>9.2f}")
 
+# %% [markdown]
+# The paper does not say how its bytes were counted. Here is an accounting of its two algorithms, at full size, that
+# arrives at its numbers:
+
 # %% tags=["nbval-check-output"]
-accounting = io.paper_table_bytes()
-for name in ("standard_bytes", "flash_bytes", "flash_initialised_bytes"):
-    print(f"{name:24} {getattr(accounting, name) / 1e9:.2f} GB")
+accounting = io.paper_table_bytes(batch=64)
+for label, num_bytes in (
+    ("standard, every matrix written and read", accounting.standard_bytes),
+    ("flash, Algorithms 1 and 4, 192 KiB of SRAM", accounting.flash_bytes),
+    ("the same, with the zeros written at first", accounting.flash_initialised_bytes),
+):
+    print(f"{label:44} {num_bytes / 1e9:.2f} GB")
+
+# %%
+on_paper = io.paper_table_bytes(batch=BATCH)
+bars = {"on paper": {"standard": on_paper.standard_bytes, "flash": on_paper.flash_initialised_bytes}}
+if RUNS_KERNELS:
+    bars["counted, each byte once"] = {name: run.compulsory_bytes for name, run in table.items()}
+    bars["counted, requested"] = {name: run.requested_bytes for name, run in table.items()}
+traffic_bars(bars, title=f"forward and backward, batch {BATCH}, 16 heads, N = 1024, d = 64")
 
 # %% [markdown]
 # **Standard.** The count is the paper's number. The accounting: a mask and dropout in passes of their own, dropout
@@ -404,8 +441,8 @@ for name in ("standard_bytes", "flash_bytes", "flash_initialised_bytes"):
 #
 # **Flash.** Our kernels must move 2.3 GB and request 8.0; caches decide what lies between. The paper's algorithm
 # walks the other way round: keys outside, so that $Q$ and $O$ are read and written again for every tile of keys.
-# Counted with 192 KB of SRAM that is 4.1 GB, or 4.4 with the first zeros. This match is not the only one possible;
-# the paper does not state its accounting.
+# With 192 KiB of SRAM that is 4.1 GB, or 4.4 with the first zeros: between our two counts. This match is not the only
+# one possible.
 
 # %% [markdown]
 # **Operations.** The paper's ratio, 75.2 / 66.6, says that recomputing costs 13 %. The absolute numbers cannot be
@@ -457,9 +494,9 @@ else:
 # | said | counted |
 # |---|---|
 # | "FlashAttention reads everything from HBM only once" | $K$ and $V$ are read once per tile of queries (section 7) |
-# | "ten times less traffic" | 40.3 against 4.4 GB: 9.2 times |
+# | "40 against 4 GB, ten times less traffic" | 40.3 against 4.4 GB: 9.2 times (section 10) |
 # | "it solves the quadratic cost of attention" | the *memory* is linear; the arithmetic stays $O(N^2 d)$ |
-# | "a GPU has tens of MB of SRAM" | all SMs together; a program sees 192 KiB on an A100 |
+# | "a GPU has tens of MB of SRAM" | all SMs together; a program sees 192 KiB on an A100 (section 1) |
 # | "it is an approximation" | it is exact, up to rounding (section 4) |
 # | "version 2 adapted it to newer GPUs" | it reordered the loops on the *same* GPU; version 3 is for Hopper |
 
