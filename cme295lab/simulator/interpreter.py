@@ -74,7 +74,7 @@ class Interpreter(Expressions):
 
     def _enter(self, source: KernelSource, variables: Variables) -> Any:
         m, outer, entry = self.m, getattr(self, "frame", None), self.m.active
-        held, temporary, line = m.held_bytes, m.temporary_bytes, m.line
+        held, temporary, line, line_text = m.held_bytes, m.temporary_bytes, m.line, m.line_text
         self.frame = frame = Frame(source, variables)
         self.base, saved_base = held + temporary, self.base
         try:
@@ -89,7 +89,8 @@ class Interpreter(Expressions):
         except (TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError, RuntimeError) as error:
             raise SimulatorError(f"{type(error).__name__}: {error}").locate(source.place(m.line)) from error
         finally:
-            m.active, m.held_bytes, m.temporary_bytes, m.line = entry, held, temporary, line
+            m.active, m.held_bytes, m.temporary_bytes = entry, held, temporary
+            m.line, m.line_text = line, line_text
             self.base = saved_base
             if outer is not None:
                 self.frame = outer

@@ -14,7 +14,7 @@
 # Restart* begins afresh.
 
 # %% tags=["parameters"]
-profile = "full"
+profile = "full"  # "fast": smaller sizes, for a quick look
 
 # %%
 import torch
@@ -31,7 +31,7 @@ from cme295lab import hardware, simulator
 
 # %%
 here = hardware.device_at_hand()
-print("CUDA device found" if here else "No CUDA device: kernels run in the simulator; here is an A100")
+print("CUDA device found" if here else "No CUDA device: kernels run in the simulator. The data sheet of an A100:")
 here or hardware.get_device("A100")
 
 # %% [markdown]

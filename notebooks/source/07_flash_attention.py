@@ -9,7 +9,7 @@
 # softmax apart, and walk through the real Triton kernel tile by tile.
 
 # %% tags=["parameters"]
-profile = "full"
+profile = "full"  # "fast": smaller sizes, for a quick look
 
 # %%
 import inspect
@@ -236,9 +236,9 @@ if RUNS_KERNELS:
     print(f"standard attention: {formula / formula_2:.1f} times more")
 
 # %% [markdown]
-# Now with the backward pass. It recomputes $P$ tile by tile and needs five products where standard attention needs
-# four. In our two kernels, one for $dK$ and $dV$ and one for $dQ$, it is seven: each recomputes $S$ and $dP$, so
-# that no two programs ever write the same number.
+# Now with the backward pass. On paper it needs five products, one to recompute $S$, where standard attention needs
+# four. Our two kernels, one for $dK$ and $dV$ and one for $dQ$, do seven: each recomputes $S$ and $dP$, so that no
+# two programs ever write the same number.
 
 # %%
 def count(attention, length, **options):
@@ -257,6 +257,8 @@ if RUNS_KERNELS:
     for launch in flash.launches:
         moved, done = units.format_bytes(launch.requested_bytes), units.format_flops(launch.dot_flops)
         print(f"{launch.kernel:24} {moved:>11} {done:>13}")
+    on_paper = io.attention_flops(LENGTH, 64), io.attention_flops(LENGTH, 64, backward=True)
+    print("on paper: 4N²d = {} forward, {} with backward".format(*map(units.format_flops, on_paper)))
 
 # %%
 sram = 192 * 1024 // 2  # numbers of 2 bytes that an A100's SRAM holds
@@ -275,10 +277,10 @@ traffic_bars(bars, title=f"forward and backward, one head, N = {LENGTH}")
 # Formula and count agree; what little flash has more is its statistics, which the formula counts as 2-byte numbers
 # and the kernels keep in fp32.
 #
-# The last bar belongs to a theorem: no exact algorithm moves fewer than *order* $N^2 d^2 / M$ numbers for every size
-# $M$ of the SRAM, in numbers. The constant is open, so compare how the bars *grow*, not their lengths. Standard
-# attention moves order $N^2$, whatever $M$ is. FlashAttention moves order $N^2 d / \mathrm{BLOCK\_M}$; with as many
-# queries per tile as fit, BLOCK_M is of order $M / d$, and the bound is reached.
+# The last bar belongs to a theorem. With room for $M$ numbers in SRAM, no exact algorithm moves fewer than *order*
+# $N^2 d^2 / M$ numbers for every $M$. The constant is open, so compare how the bars *grow*, not how long they are.
+# Standard attention moves order $N^2$, whatever $M$ is. FlashAttention moves order $N^2 d / B$ with $B$ queries per
+# tile; with as many as fit, $B$ is of order $M / d$, and the bound is reached.
 
 # %% [markdown]
 # ## 8. How large a tile?
@@ -287,7 +289,8 @@ traffic_bars(bars, title=f"forward and backward, one head, N = {LENGTH}")
 # everything?
 #
 # Each cell of the pictures is a launch, counted. Whether it fits is asked of Triton's compiler, which needs no GPU:
-# the shared memory of one program against what the GPU gives it, 163 KiB on an A100 and 227 KiB on an H100.
+# the shared memory of one program against what the GPU gives it, 163 KiB on an A100 and 227 KiB on an H100. The
+# frame marks the least traffic that fits.
 
 # %%
 x = torch.randn(1, 1, 512, 128).half()
@@ -324,10 +327,10 @@ if RUNS_KERNELS:
 
 # %%
 if RUNS_KERNELS:
-    print("                 held by a     A100: shared   spilled     H100: shared   spilled")
+    print("BLOCK_M × BLOCK_N     held     A100: shared   spilled     H100: shared   spilled")
     for (m, n), t in tiles.items():
         if m in (n, 2 * n):
-            row = f"{m:>4} × {n:<4} {units.format_bytes(t.sram_peak_bytes, binary=True):>15}"
+            row = f"{m:>7} × {n:<7} {units.format_bytes(t.sram_peak_bytes, binary=True):>8}"
             for kernel in (compiled["A100"][m, n], compiled["H100"][m, n]):
                 shared = units.format_bytes(kernel.shared_bytes, binary=True)
                 row += f"{shared:>17} {kernel.spill_bytes:>7} B"
@@ -335,11 +338,12 @@ if RUNS_KERNELS:
 
 # %% [markdown]
 # "Held" adds up all blocks that a program has alive at the same time: an upper bound for registers and shared memory
-# together. The tile of scores alone has BLOCK_M × BLOCK_N numbers of 4 bytes.
+# together. The tile of scores alone has BLOCK_M × BLOCK_N numbers of 4 bytes. What goes to shared memory is the
+# compiler's decision; an H100's matrix instructions take their tiles from there, so it needs more.
 #
-# A thread has at most 255 registers. Where they do not suffice, values are *spilled* to memory, in every step of the
-# loop: that costs more than the bytes saved. The library's default for this head dimension is 128 × 64: it hardly
-# spills, and fits on smaller GPUs too.
+# A thread has at most 255 registers. Where they do not suffice, values are *spilled* to memory (bytes per thread),
+# in every step of the loop: that costs more than the traffic saved. The library's default for this head dimension is
+# 128 × 64: it hardly spills, and fits on smaller GPUs too.
 
 # %% [markdown]
 # ## 9. More work, less time
@@ -367,7 +371,7 @@ if RUNS_KERNELS:
         products, hbm = units.format_seconds(arithmetic), units.format_seconds(memory)
         print(f"{name:9} products {products:>8}   HBM {hbm:>8}   waits for {limit}")
     print(f"flash does {flash.dot_flops / standard.dot_flops:.2f} times the products", end="")
-    print(f" and could take {best['standard'] / best['flash']:.1f} times less time")
+    print(f" and is at best {best['standard'] / best['flash']:.1f} times faster")
 
 # %% [markdown]
 # Standard attention waits for HBM; its tensor cores idle. The recomputation fills time that was lost anyway, and
@@ -389,8 +393,8 @@ if RUNS_KERNELS:
 # | HBM reads and writes, GB | 40.3 | 4.4 |
 # | milliseconds | 41.7 | 7.3 |
 #
-# Let us run it: all 1,024 heads, both ways, in the simulator, four sequences at a time so that the score matrices fit
-# in a laptop's memory. On two idle cores this takes a little over a minute.
+# Let us run it: all 1,024 heads, both ways, in the simulator, four sequences at a time so that the score matrices
+# fit in a laptop's memory. On two cores this takes one to two minutes.
 
 # %%
 BATCH = {"fast": 1, "full": 64}[profile]
@@ -441,8 +445,8 @@ traffic_bars(bars, title=f"forward and backward, batch {BATCH}, 16 heads, N = 10
 #
 # **Flash.** Our kernels must move 2.3 GB and request 8.0; caches decide what lies between. The paper's algorithm
 # walks the other way round: keys outside, so that $Q$ and $O$ are read and written again for every tile of keys.
-# With 192 KiB of SRAM that is 4.1 GB, or 4.4 with the first zeros: between our two counts. This match is not the only
-# one possible.
+# With 192 KiB of SRAM that is 4.1 GB, or 4.4 with the first zeros: between our two counts. This match is not the
+# only one possible.
 
 # %% [markdown]
 # **Operations.** The paper's ratio, 75.2 / 66.6, says that recomputing costs 13 %. The absolute numbers cannot be

@@ -430,3 +430,27 @@ def test_index_of_an_element():
             found = t.index_of(offset)
             assert view[found] == view[index]
     assert traffic(x).index_of(13) == (1, 0, 1)
+
+
+@triton.jit
+def doubled(x):
+    y = x + x
+    return y
+
+
+@triton.jit
+def calling_kernel(x_ptr, o_ptr, BLOCK: tl.constexpr):
+    cols = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + cols)
+    z = doubled(x)
+    tl.store(o_ptr + cols, z)
+
+
+def test_a_step_after_a_call_shows_the_line_of_the_caller():
+    x, o = torch.ones(16), torch.empty(16)
+    with simulator.trace(record=True, watch=("y", "z")) as t:
+        calling_kernel[(1,)](x, o, BLOCK=16)
+    shown = {s.name: (s.line, s.source.strip()) for s in t.launches[0].walk((0, 0, 0))}
+    assert shown["y"][1] == "y = x + x"
+    assert shown["z"][1] == "z = doubled(x)"
+    assert shown["o"] == (shown["z"][0] + 1, "tl.store(o_ptr + cols, z)")
