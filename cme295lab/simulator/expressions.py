@@ -10,6 +10,7 @@ import ast
 import builtins
 import functools
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -102,7 +103,7 @@ class Frame:
         self.last_reads: frozenset[str] = frozenset()  # of the statement that runs
 
 
-class Expressions:
+class Expressions(ABC):
     """Evaluates expressions in the current frame; `Interpreter` adds statements and calls of jit functions."""
 
     def __init__(self, machine: Machine) -> None:
@@ -114,9 +115,9 @@ class Expressions:
             if name.startswith("eval_")
         }
 
+    @abstractmethod
     def call(self, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Call anything a kernel can call."""
-        raise NotImplementedError
 
     def eval(self, node: ast.expr, *, discard: bool = False) -> Any:
         """The value of an expression; intermediate results count as on-chip bytes until their consumer is done.
