@@ -209,7 +209,7 @@ if RUNS_KERNELS:
     display(walk)
 
 # %% [markdown]
-# The same step as a picture, for where no kernel runs:
+# One step of this walk as a picture, for where no kernel runs:
 
 # %%
 if RUNS_KERNELS:
@@ -384,8 +384,8 @@ if RUNS_KERNELS:
 # %% [markdown]
 # ## 10. The paper's table
 #
-# The FlashAttention paper reports, for GPT-2 medium (batch 64, 16 heads, $N = 1024$, $d = 64$, forward and backward,
-# on an A100):
+# The FlashAttention paper ([Dao et al. 2022](https://arxiv.org/abs/2205.14135), Figure 2) reports, for GPT-2 medium
+# (batch 64, 16 heads, $N = 1024$, $d = 64$, forward and backward, on an A100):
 #
 # | | standard | flash |
 # |---|---|---|
