@@ -17,6 +17,9 @@ from cme295lab.units import format_bytes, format_flops
 __all__ = ["Launch", "Step", "Table", "TensorTraffic", "Trace", "enabled", "is_enabled", "trace"]
 
 
+_TEXT_COLUMNS = 2  # the first ones hold names, the others numbers
+
+
 @dataclass(frozen=True)
 class Table:
     """Rows with the same keys, shown as text or HTML."""
@@ -32,7 +35,9 @@ class Table:
         columns, cells = self._cells()
         widths = [max(len(r[i]) for r in [columns, *cells]) for i in range(len(columns))]
         lines = [
-            "  ".join(v.rjust(w) if i > 1 else v.ljust(w) for i, (v, w) in enumerate(zip(r, widths, strict=True)))
+            "  ".join(
+                v.rjust(w) if i >= _TEXT_COLUMNS else v.ljust(w) for i, (v, w) in enumerate(zip(r, widths, strict=True))
+            )
             for r in [columns, *cells]
         ]
         return "\n".join([*([self.caption] if self.caption else []), *(line.rstrip() for line in lines)])
@@ -41,14 +46,16 @@ class Table:
 
     def _repr_html_(self) -> str:
         columns, cells = self._cells()
-        head = "".join(f"<th>{html.escape(c)}</th>" for c in columns)
-        body = "".join("<tr>" + "".join(f"<td>{html.escape(v)}</td>" for v in r) + "</tr>" for r in cells)
-        caption = (
-            f"<caption style='caption-side:top;text-align:left'>{html.escape(self.caption)}</caption>"
-            if self.caption
-            else ""
-        )
-        return f"<table>{caption}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+        def row(tag: str, values: list[str]) -> str:
+            aligned = (
+                f"<{tag} style='text-align:{'left' if i < _TEXT_COLUMNS else 'right'}'>" for i in range(len(values))
+            )
+            return "".join(f"{start}{html.escape(v)}</{tag}>" for start, v in zip(aligned, values, strict=True))
+
+        body = "".join(f"<tr>{row('td', r)}</tr>" for r in cells)
+        caption = f"<p>{html.escape(self.caption)}</p>" if self.caption else ""
+        return f"{caption}<table><thead><tr>{row('th', columns)}</tr></thead><tbody>{body}</tbody></table>"
 
 
 @dataclass
