@@ -201,6 +201,9 @@ result.award(4)
 # | `p.to(v.dtype)` | `p.to(v.dtype)`: both operands of a `tl.dot` have the same dtype |
 #
 # Without a GPU the course's simulator runs the kernel. On a GPU the same kernel runs unchanged.
+#
+# Triton has packages for Linux only. On macOS and Windows leave this part out, or work in WSL 2 or a container; the
+# other parts run everywhere.
 
 # %% nbgrader={"grade":false,"grade_id":"flash_forward_kernel","locked":false,"schema_version":3,"solution":true}
 import triton
