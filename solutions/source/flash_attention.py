@@ -202,8 +202,8 @@ result.award(4)
 #
 # Without a GPU the course's simulator runs the kernel. On a GPU the same kernel runs unchanged.
 #
-# Triton has packages for Linux only. On macOS and Windows leave this part out, or work in WSL 2 or a container; the
-# other parts run everywhere.
+# Triton has packages for Linux only. On macOS and Windows, do parts 3 and 4 in WSL 2 or a container (part 4 is checked
+# by counting what a kernel moves); parts 1 and 2 run everywhere.
 
 # %% nbgrader={"grade":false,"grade_id":"flash_forward_kernel","locked":false,"schema_version":3,"solution":true}
 import triton
