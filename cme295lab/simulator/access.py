@@ -9,18 +9,16 @@ import numpy as np
 import torch
 
 from cme295lab.simulator import dtypes
-from cme295lab.simulator.addresses import Access, count, plan
+from cme295lab.simulator.addresses import Access, count, elements, out_of_bounds, plan
 from cme295lab.simulator.arithmetic import Operand
 from cme295lab.simulator.broadcasting import common_shape, lifted, result
 from cme295lab.simulator.casts import cast
-from cme295lab.simulator.errors import KernelTypeError, OutOfBoundsError
+from cme295lab.simulator.errors import KernelTypeError
 from cme295lab.simulator.machine import Machine
 from cme295lab.simulator.programs import Array
 from cme295lab.simulator.sharing import SharedBlock
-from cme295lab.simulator.storage import Storage
-from cme295lab.simulator.values import Block, Pointer, as_torch, scalar, sum_terms
-
-_RAW_TORCH = {1: torch.int8, 2: torch.int16}
+from cme295lab.simulator.storage import Storage, values_of, words_of
+from cme295lab.simulator.values import Block, Pointer, as_torch, scalar
 
 
 def load(m: Machine, pointer: Operand, mask: Operand | None = None, other: Operand | None = None) -> Block:
@@ -59,14 +57,6 @@ def _fill(m: Machine, other: Operand | None, dtype: dtypes.DType) -> Array | flo
     return cast(m, other, dtype).data(m.active)
 
 
-def _typed(array: np.ndarray, dtype: dtypes.DType) -> Array:
-    """Raw memory words as values of the element type."""
-    if not dtype.is_float:
-        return array if array.dtype == dtype.numpy else array.view(dtype.numpy)
-    tensor = torch.from_numpy(array)
-    return tensor if tensor.dtype == dtype.torch else tensor.view(dtype.torch)
-
-
 def _nothing_loaded(access: Access, fill: Array | float) -> Array:
     """A block that holds nothing but `fill`."""
     dtype, rank = access.pointer.dtype, len(access.shape)
@@ -98,7 +88,7 @@ def _load_rows(m: Machine, access: Access, fill: Array | float) -> Array:
     if access.mask is not None:  # rows that are masked out read some row that exists
         starts = np.where(access.mask, starts, _some_start(access.mask, starts))
     if not _inside(starts, rows.length, storage):
-        raise _out_of_bounds(m, access, "load")
+        raise out_of_bounds(m, access, "load")
     shape = [n for axis, n in enumerate(starts.shape) if axis != rows.axis]
     if dtype.is_float and storage.flat.dtype == dtype.torch:
         first, length = _runs(starts, rows.length)
@@ -106,7 +96,7 @@ def _load_rows(m: Machine, access: Access, fill: Array | float) -> Array:
         data: Array = windows.index_select(0, torch.from_numpy(first)).view([*shape, rows.length])
         data = data if rows.axis == len(access.shape) else _last_axis_to(data, rows.axis)
     else:
-        data = _typed(storage.windows(rows.length)[starts.reshape(shape)], dtype)
+        data = values_of(storage.windows(rows.length)[starts.reshape(shape)], dtype)
         if rows.axis != len(access.shape):
             data = _last_axis_to(data, rows.axis)
     if access.prefix is not None and access.prefix < access.shape[rows.axis - 1]:
@@ -156,31 +146,19 @@ def _masked(data: Array, mask: np.ndarray, fill: Array | float) -> Array:
     return np.where(mask, data, np.asarray(filler, data.dtype))
 
 
-def _elements(m: Machine, access: Access) -> np.ndarray:
-    rank = len(access.shape)
-    index = sum_terms([lifted(t, rank) for t in access.pointer.terms(m.active)])
+def _safe_elements(m: Machine, access: Access) -> np.ndarray:
+    """The element of every lane; masked-out lanes, which may point anywhere, get element 0."""
+    index = elements(m, access)
     return index if access.mask is None else np.where(access.mask, index, 0)
 
 
 def _load_elements(m: Machine, access: Access, fill: Array | float) -> Array:
     storage, dtype = access.pointer.storage, access.pointer.dtype
-    index = _elements(m, access)
+    index = _safe_elements(m, access)
     if index.min() < 0 or index.max() >= storage.num_elements:
-        raise _out_of_bounds(m, access, "load")
-    data = _typed(storage.raw[index], dtype)
+        raise out_of_bounds(m, access, "load")
+    data = values_of(storage.raw[index], dtype)
     return data if access.mask is None else _masked(data, access.mask, fill)
-
-
-def raw_words(values: Array, storage: Storage) -> np.ndarray:
-    """Values as the words that the storage holds (bf16 and fp8 are stored as integers of their width)."""
-    if isinstance(values, torch.Tensor):
-        words = values.contiguous() if values.dtype.itemsize < 4 and values.dtype != torch.float16 else values
-        return (
-            words.view(_RAW_TORCH[words.element_size()])
-            if words.dtype in (torch.bfloat16, torch.float8_e5m2, torch.float8_e4m3fn)
-            else words
-        ).numpy()
-    return values if values.dtype == storage.raw.dtype else values.view(storage.raw.dtype)
 
 
 def store(m: Machine, pointer: Operand, value: Operand, mask: Operand | None = None) -> None:
@@ -196,7 +174,7 @@ def store(m: Machine, pointer: Operand, value: Operand, mask: Operand | None = N
         raise KernelTypeError(
             f"tl.store: the value has shape {block.shape}, the pointers {access.shape}; they must agree"
         )
-    words = raw_words(lifted(cast(m, block, access.pointer.dtype).data(m.active), len(access.shape)), storage)
+    words = words_of(lifted(cast(m, block, access.pointer.dtype).data(m.active), len(access.shape)), storage)
     if access.prefix != 0:
         if access.rows is not None:
             _store_rows(m, access, words)
@@ -220,13 +198,13 @@ def _store_rows(m: Machine, access: Access, words: np.ndarray) -> None:
         keep = np.broadcast_to(np.squeeze(access.mask, rows.axis), heads)
         starts, words = starts[keep], words[keep]
     if not _inside(starts, rows.length, storage):
-        raise _out_of_bounds(m, access, "store")
+        raise out_of_bounds(m, access, "store")
     if starts.size:
         storage.windows(rows.length)[starts] = words
 
 
 def _store_elements(m: Machine, access: Access, words: np.ndarray) -> None:
-    index = _elements(m, access)
+    index = _safe_elements(m, access)
     storage = access.pointer.storage
     size = np.broadcast_shapes(index.shape, words.shape, () if access.mask is None else access.mask.shape)
     index, words = np.broadcast_to(index, size), np.broadcast_to(words, size)
@@ -235,28 +213,5 @@ def _store_elements(m: Machine, access: Access, words: np.ndarray) -> None:
         index, words = index[keep], words[keep]
     if index.size:
         if index.min() < 0 or index.max() >= storage.num_elements:
-            raise _out_of_bounds(m, access, "store")
+            raise out_of_bounds(m, access, "store")
         storage.raw[index] = words
-
-
-def _out_of_bounds(m: Machine, access: Access, kind: str) -> OutOfBoundsError:
-    """Find the first offending lane and say where it is."""
-    storage = access.pointer.storage
-    rank = len(access.shape)
-    index = sum_terms([lifted(t, rank) for t in access.pointer.terms(m.active)])
-    size = np.broadcast_shapes(index.shape, () if access.mask is None else access.mask.shape)
-    bad = (np.broadcast_to(index, size) < 0) | (np.broadcast_to(index, size) >= storage.num_elements)
-    if access.mask is not None:
-        bad = bad & access.mask
-    where = np.argwhere(bad)[0]
-    element = int(np.broadcast_to(index, size)[tuple(where)]) - storage.first_element
-    program = m.program_of_row(int(where[0]))
-    lane = tuple(int(i) for i in where[1:])
-    return OutOfBoundsError(
-        f"out-of-bounds {kind}: program {program}, lane {lane} touches element {element} of {storage.name!r} "
-        f"(shape {tuple(storage.tensor.shape)}, {storage.num_elements} elements in memory); "
-        "mask the lanes beyond the end",
-        tensor=storage.name,
-        program=program,
-        element=element,
-    )

@@ -6,6 +6,7 @@ Most blocks of addresses are rows: along one axis the offsets are 0, 1, 2, …, 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,10 +14,11 @@ import numpy as np
 
 from cme295lab.simulator.arithmetic import Operand
 from cme295lab.simulator.broadcasting import common_shape, lifted
-from cme295lab.simulator.errors import KernelTypeError
+from cme295lab.simulator.errors import KernelTypeError, OutOfBoundsError
 from cme295lab.simulator.machine import AccessEvent, Machine
 from cme295lab.simulator.programs import Array
 from cme295lab.simulator.sharing import run_length
+from cme295lab.simulator.storage import Coverage
 from cme295lab.simulator.values import Block, Pointer, scalar, sum_terms
 
 _MIN_ROW = 4
@@ -122,68 +124,86 @@ def _prefix(mask: np.ndarray, axis: int) -> int | None:
     return count if flat[:count].all() else None
 
 
-def count(m: Machine, access: Access, kind: Literal["load", "store"]) -> None:
-    """Add an access to the traffic of its tensor."""
+def elements(m: Machine, access: Access) -> np.ndarray:
+    """The element that every lane points to, masked out or not; axes along which it does not change have length 1."""
+    rank = len(access.shape)
+    return sum_terms([lifted(t, rank) for t in access.pointer.terms(m.active)])
+
+
+def active_lanes(m: Machine, access: Access) -> np.ndarray:
+    """Whether each lane of each active program takes part, (P, *shape)."""
+    full = (m.num_active, *access.shape)
+    if access.prefix is None:
+        return np.broadcast_to(True if access.mask is None else access.mask, full)
+    axis = access.rows.axis if access.rows else len(access.shape)
+    lane = np.arange(full[axis]).reshape([-1 if i == axis else 1 for i in range(len(full))])
+    return np.broadcast_to(lane < access.prefix, full)
+
+
+def out_of_bounds(m: Machine, access: Access, kind: str) -> OutOfBoundsError:
+    """Find the first offending lane and say where it is."""
+    storage, lanes = access.pointer.storage, active_lanes(m, access)
+    index = np.broadcast_to(elements(m, access), lanes.shape)
+    where = np.argwhere(lanes & ((index < 0) | (index >= storage.num_elements)))[0]
+    element = int(index[tuple(where)]) - storage.first_element
+    program = m.program_of_row(int(where[0]))
+    lane = tuple(int(i) for i in where[1:])
+    return OutOfBoundsError(
+        f"out-of-bounds {kind}: program {program}, lane {lane} touches element {element} of {storage.name!r} "
+        f"(shape {tuple(storage.tensor.shape)}, {storage.num_elements} elements in memory); "
+        "mask the lanes beyond the end",
+        tensor=storage.name,
+        program=program,
+        element=element,
+    )
+
+
+def count(m: Machine, access: Access, kind: Literal["load", "store", "atomic"]) -> None:
+    """Add an access to the traffic of its tensor; an atomic reads and writes its lanes."""
     storage = access.pointer.storage
-    lanes = _active_lanes(m, access)
-    coverage = storage.read if kind == "load" else storage.written
-    if kind == "load":
+    lanes = _num_active_lanes(m, access)
+    if kind != "store":
         storage.loads += m.num_active
         storage.read_elements += lanes
-    else:
+        if lanes:
+            _cover(m, access, storage.read)
+    if kind != "load":
         storage.stores += m.num_active
         storage.written_elements += lanes
-    if lanes:
-        cover(m, access, coverage.add_rows, coverage.add_elements)
+        if lanes:
+            _cover(m, access, storage.written)
     if m.recording:
-        record(m, access, kind)
+        _record(m, access, kind)
 
 
-def _active_lanes(m: Machine, access: Access) -> int:
-    total = m.num_active
-    for n in access.shape:
-        total *= n
+def _num_active_lanes(m: Machine, access: Access) -> int:
+    total = m.num_active * math.prod(access.shape)
     if access.prefix is not None:
-        assert access.rows is not None or access.prefix == 0
         return total // access.shape[access.rows.axis - 1] * access.prefix if access.rows else 0
     if access.mask is None:
         return total
     return int(np.count_nonzero(access.mask)) * (total // access.mask.size)
 
 
-def cover(m: Machine, access: Access, add_rows: Any, add_elements: Any) -> None:
-    """Report the touched addresses to a set of distinct elements, as rows where they are rows."""
-    if access.rows is not None:
-        starts = access.rows.starts
-        if access.mask is not None:
-            size = np.broadcast_shapes(starts.shape, access.mask.shape)
-            starts = np.broadcast_to(starts, size)[np.broadcast_to(access.mask, size)]
-        add_rows(starts, access.rows.length)
-        return
-    rank = len(access.shape)
-    index = sum_terms([lifted(t, rank) for t in access.pointer.terms(m.active)])
+def _cover(m: Machine, access: Access, coverage: Coverage) -> None:
+    """Add the touched addresses to a set of distinct elements, as rows where they are rows."""
+    touched = access.rows.starts if access.rows is not None else elements(m, access)
     if access.mask is not None:
-        size = np.broadcast_shapes(index.shape, access.mask.shape)
-        index = np.broadcast_to(index, size)[np.broadcast_to(access.mask, size)]
-    add_elements(index)
-
-
-def record(m: Machine, access: Access, kind: Literal["load", "store", "atomic"]) -> None:
-    """Keep the access for a step-by-step view: first active element and bytes of every program."""
-    storage, rank = access.pointer.storage, len(access.shape)
-    index = sum_terms([lifted(t, rank) for t in access.pointer.terms(m.active)])
-    full = (m.num_active, *access.shape)
-    flat = np.broadcast_to(index, full).reshape(m.num_active, -1)
-    if access.prefix is not None:
-        axis = access.rows.axis if access.rows else rank
-        lane = np.arange(full[axis]).reshape([-1 if i == axis else 1 for i in range(rank + 1)])
-        mask = np.broadcast_to(lane < access.prefix, full).reshape(m.num_active, -1)
-    elif access.mask is not None:
-        mask = np.broadcast_to(access.mask, full).reshape(m.num_active, -1)
+        size = np.broadcast_shapes(touched.shape, access.mask.shape)
+        touched = np.broadcast_to(touched, size)[np.broadcast_to(access.mask, size)]
+    if access.rows is not None:
+        coverage.add_rows(touched, access.rows.length)
     else:
-        mask = np.ones_like(flat, bool)
-    first = flat[np.arange(m.num_active), mask.argmax(1)] - storage.first_element
-    moved = mask.sum(1) * storage.dtype.itemsize
+        coverage.add_elements(touched)
+
+
+def _record(m: Machine, access: Access, kind: Literal["load", "store", "atomic"]) -> None:
+    """Keep the access for a step-by-step view: first active element and bytes of every program."""
+    storage, lanes = access.pointer.storage, active_lanes(m, access)
+    flat = np.broadcast_to(elements(m, access), lanes.shape).reshape(m.num_active, -1)
+    lanes = lanes.reshape(m.num_active, -1)
+    first = flat[np.arange(m.num_active), lanes.argmax(1)] - storage.first_element
+    moved = lanes.sum(1) * storage.dtype.itemsize
     first = np.where(moved > 0, first, -1)
     m.counters.events.append(
         AccessEvent(kind, storage.name, m.line, m.line_text, m.active_numbers(), first, moved, access.shape)

@@ -8,8 +8,26 @@ import torch
 from cme295lab.simulator import dtypes
 from cme295lab.simulator.dtypes import DType
 from cme295lab.simulator.errors import SimulatorError
+from cme295lab.simulator.programs import Array
 
 _RAW = {1: torch.int8, 2: torch.int16}
+_NOT_IN_NUMPY = (torch.bfloat16, torch.float8_e5m2, torch.float8_e4m3fn)
+
+
+def words_of(values: Array, storage: Storage) -> np.ndarray:
+    """Values as the words that the storage holds (bf16 and fp8 are stored as integers of their width)."""
+    if isinstance(values, torch.Tensor):
+        words = values.contiguous() if values.dtype.itemsize < 4 and values.dtype != torch.float16 else values
+        return (words.view(_RAW[words.element_size()]) if values.dtype in _NOT_IN_NUMPY else words).numpy()
+    return values if values.dtype == storage.raw.dtype else values.view(storage.raw.dtype)
+
+
+def values_of(words: np.ndarray, dtype: DType) -> Array:
+    """Memory words as values of an element type."""
+    if not dtype.is_float:
+        return words if words.dtype == dtype.numpy else words.view(dtype.numpy)
+    tensor = torch.from_numpy(words)
+    return tensor if tensor.dtype == dtype.torch else tensor.view(dtype.torch)
 
 
 class Coverage:
