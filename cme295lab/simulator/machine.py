@@ -101,8 +101,7 @@ class Machine:
         return self.active.ids + self.first_program
 
     def note_block(self, block: Block) -> None:
-        """Called for every intermediate result: the batch size depends on the largest block, the on-chip peak on
-        all."""
+        """Called for every result: the size of the next batch depends on the largest block."""
         size = block.num_elements
         if size > self.largest_block:
             self.largest_block = size
