@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import numpy as np
 
 from cme295lab.simulator.arithmetic import Operand
 from cme295lab.simulator.broadcasting import common_shape, lifted
 from cme295lab.simulator.errors import KernelTypeError, OutOfBoundsError
-from cme295lab.simulator.machine import AccessEvent, Machine
+from cme295lab.simulator.machine import AccessEvent, AccessKind, Machine
 from cme295lab.simulator.programs import Array
 from cme295lab.simulator.sharing import run_length
 from cme295lab.simulator.storage import Coverage
@@ -158,7 +157,7 @@ def out_of_bounds(m: Machine, access: Access, kind: str) -> OutOfBoundsError:
     )
 
 
-def count(m: Machine, access: Access, kind: Literal["load", "store", "atomic"]) -> None:
+def count(m: Machine, access: Access, kind: AccessKind) -> None:
     """Add an access to the traffic of its tensor; an atomic reads and writes its lanes."""
     storage = access.pointer.storage
     lanes = _num_active_lanes(m, access)
@@ -174,6 +173,8 @@ def count(m: Machine, access: Access, kind: Literal["load", "store", "atomic"]) 
             _cover(m, access, storage.written)
     if m.recording:
         _record(m, access, kind)
+    for observer in m.observers:
+        observer.access(m, access, kind)
 
 
 def _num_active_lanes(m: Machine, access: Access) -> int:
@@ -197,7 +198,7 @@ def _cover(m: Machine, access: Access, coverage: Coverage) -> None:
         coverage.add_elements(touched)
 
 
-def _record(m: Machine, access: Access, kind: Literal["load", "store", "atomic"]) -> None:
+def _record(m: Machine, access: Access, kind: AccessKind) -> None:
     """Keep the access for a step-by-step view: first active element and bytes of every program."""
     storage, lanes = access.pointer.storage, active_lanes(m, access)
     flat = np.broadcast_to(elements(m, access), lanes.shape).reshape(m.num_active, -1)

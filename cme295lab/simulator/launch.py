@@ -17,7 +17,7 @@ import torch
 from cme295lab.simulator import dtypes, frontend
 from cme295lab.simulator.errors import SimulatorError, UnsupportedFeatureError
 from cme295lab.simulator.interpreter import Interpreter
-from cme295lab.simulator.machine import Counters, Machine
+from cme295lab.simulator.machine import Counters, Machine, Observer
 from cme295lab.simulator.source import KernelSource, kernel_source
 from cme295lab.simulator.storage import Storage
 from cme295lab.simulator.values import Pointer, scalar
@@ -36,11 +36,13 @@ _COMPILER_OPTIONS = frozenset(
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What to do besides running: count, keep every access in order, keep the values of some variables."""
+    """What to do besides running: count, keep every access in order, keep the values of some variables, and (if
+    counting) let observers see every access."""
 
     counting: bool = False
     recording: bool = False
     watch: frozenset[str] = frozenset()
+    observers: tuple[Observer, ...] = ()
     element_budget: int = ELEMENT_BUDGET
 
 
@@ -81,7 +83,10 @@ def launch(kernel: Any, grid: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
         source=source, grid=sizes, config=config,
         constants={n: v for n, v in bound.items() if n in constant_names and not isinstance(v, torch.Tensor)},
     )  # fmt: skip
-    machine = Machine(sizes, counting=settings.counting, recording=settings.recording, watch=settings.watch)
+    machine = Machine(
+        sizes, counting=settings.counting, recording=settings.recording, watch=settings.watch,
+        observers=settings.observers,
+    )  # fmt: skip
     machine.counters = outcome.counters
     arguments = {n: v if n in constant_names else _argument(n, v, machine, outcome.storages) for n, v in bound.items()}
     with torch.no_grad():

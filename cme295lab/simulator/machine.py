@@ -3,21 +3,37 @@ counted."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
 from cme295lab.simulator.programs import ProgramSet
 from cme295lab.simulator.values import Block
 
+if TYPE_CHECKING:
+    from cme295lab.simulator.addresses import Access
+
+AccessKind = Literal["load", "store", "atomic"]
+
+
+class Observer(Protocol):
+    """Sees every memory access of a launch, for a count or a check that costs too much to be always on.
+
+    It must not keep the access itself (operations may overwrite the arrays of its operands later), only what it has
+    copied or computed from it.
+    """
+
+    def access(self, m: Machine, access: Access, kind: AccessKind) -> None:
+        """One load, store or atomic of all active programs, after it has been found to be in bounds."""
+
 
 @dataclass(frozen=True)
 class AccessEvent:
     """One load, store or atomic of the batch: per program the first active element and the bytes moved."""
 
-    kind: Literal["load", "store", "atomic"]
+    kind: AccessKind
     tensor: str
     line: int
     text: str
@@ -61,11 +77,20 @@ class Machine:
     jit function (reductions have one as argument).
     """
 
-    def __init__(self, grid: tuple[int, int, int], *, counting: bool, recording: bool, watch: frozenset[str]) -> None:
+    def __init__(
+        self,
+        grid: tuple[int, int, int],
+        *,
+        counting: bool,
+        recording: bool,
+        watch: frozenset[str],
+        observers: Sequence[Observer] = (),
+    ) -> None:
         self.grid = grid
         self.counting = counting
         self.recording = recording
         self.watch = watch
+        self.observers = observers  # told of every access, if counting
         self.counters = Counters()
         self.active = ProgramSet(np.zeros(1, np.int64))
         self.program_ids = np.zeros((1, 3), np.int32)  # (batch, 3)
