@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import ast
-import importlib.util
-import inspect
-import textwrap
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -15,16 +11,8 @@ import torch
 
 from cme295lab.grading.exercise import Property
 from cme295lab.grading.flash_attention.inputs import Case, accumulation_case, judge_accumulation, random_case
-from cme295lab.grading.observe import (
-    NOT_ATTEMPTED,
-    Observation,
-    StudentError,
-    TimeLimitReached,
-    Traffic,
-    quiet,
-    student_error,
-    time_limit,
-)
+from cme295lab.grading.kernels import kernel_error, refuse_kernel
+from cme295lab.grading.observe import Observation, StudentError, TimeLimitReached, Traffic, quiet, time_limit
 from cme295lab.grading.result import Kind, Outcome
 from cme295lab.units import format_bytes
 
@@ -99,29 +87,7 @@ def _property(name: str, case: Case, judge: Judge, *, weight: float = 1.0, needs
 
 def refuse(kernel: Any) -> Outcome | None:
     """Say why a kernel cannot be run: no Triton here, no kernel, or a stub."""
-    if (missing := without_triton()) is not None:
-        return missing
-    function = getattr(kernel, "fn", None)
-    if not inspect.isfunction(function):
-        cause = f"hand over the @triton.jit kernel itself; this is a {type(kernel).__name__}"
-        return Outcome(name="the kernel is a Triton kernel", kind=Kind.WRONG_SHAPE, cause=cause)
-    names = tuple(inspect.signature(function).parameters)
-    if names[: len(_POINTERS)] != _POINTERS:
-        cause = f"the kernel's arguments must begin with {', '.join(_POINTERS)}; yours are {', '.join(names)}"
-        return Outcome(name="the arguments of the stub are kept", kind=Kind.WRONG_SHAPE, cause=cause)
-    tree = ast.parse(textwrap.dedent(inspect.getsource(function)))
-    raised = {ast.unparse(node.exc) for node in ast.walk(tree) if isinstance(node, ast.Raise) and node.exc}
-    if any(text.startswith("NotImplementedError") for text in raised):
-        return Outcome(name="the kernel is written", kind=NOT_ATTEMPTED.kind, cause=NOT_ATTEMPTED.cause)
-    return None
-
-
-def without_triton() -> Outcome | None:
-    """Say that nothing can be judged, where Triton is not installed."""
-    if importlib.util.find_spec("triton") is not None:
-        return None
-    cause = "Triton is not installed here (it has no package for macOS and Windows): do this part on Linux"
-    return Outcome(name="Triton is installed", kind=Kind.NOT_JUDGED, cause=cause)
+    return refuse_kernel(kernel, _POINTERS)
 
 
 def observe_kernel(kernel: Any, case: Case) -> Observation:
@@ -164,21 +130,13 @@ def _constants(case: Case) -> dict[str, Any]:
 
 def _kernel_error(error: BaseException, case: Case) -> StudentError:
     """Describe what stopped the kernel, by the student's own line."""
-    from cme295lab.simulator import OutOfBoundsError, SimulatorError
-
-    if not isinstance(error, SimulatorError):
-        return student_error(error, TIME_LIMIT_S)
-    place = f"\nat line {error.place.line}: {error.place.source.strip()}" if error.place else ""
-    cause = ""
-    if isinstance(error, OutOfBoundsError):
-        divides = case.seq % case.blocks[0] == 0 and case.seq % case.blocks[1] == 0
-        cause = "the pointers leave the tensor: a row i of a head starts at element head_start + i * HEAD_DIM"
-        if not divides:
-            cause = (
-                "the tile size does not divide the length, and the last tile reaches past the end: the load or store "
-                "of this line needs a mask="
-            )
-    return StudentError(Kind.CRASHED, error.message + place, cause)
+    cause = "the pointers leave the tensor: a row i of a head starts at element head_start + i * HEAD_DIM"
+    if case.seq % case.blocks[0] or case.seq % case.blocks[1]:
+        cause = (
+            "the tile size does not divide the length, and the last tile reaches past the end: the load or store "
+            "of this line needs a mask="
+        )
+    return kernel_error(error, TIME_LIMIT_S, cause)
 
 
 def judge_output(case: Case, seen: Observation) -> Outcome:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from cme295lab.grading.exercise import Property
-from cme295lab.grading.flash_attention.kernel import without_triton
+from cme295lab.grading.kernels import without_triton
 from cme295lab.grading.observe import Observation, observe_call
 from cme295lab.grading.result import Kind, Outcome
 from cme295lab.units import format_bytes
