@@ -74,8 +74,9 @@ class Interpreter(Expressions):
 
     def _enter(self, source: KernelSource, variables: Variables) -> Any:
         m, outer, entry = self.m, getattr(self, "frame", None), self.m.active
-        held, temporary, line, line_text = m.held_bytes, m.temporary_bytes, m.line, m.line_text
+        held, temporary, line, line_text, place = m.held_bytes, m.temporary_bytes, m.line, m.line_text, m.source
         self.frame = frame = Frame(source, variables)
+        m.source = source
         self.base, saved_base = held + temporary, self.base
         try:
             self.body(source.tree.body)
@@ -90,7 +91,7 @@ class Interpreter(Expressions):
             raise SimulatorError(f"{type(error).__name__}: {error}").locate(source.place(m.line)) from error
         finally:
             m.active, m.held_bytes, m.temporary_bytes = entry, held, temporary
-            m.line, m.line_text = line, line_text
+            m.line, m.line_text, m.source = line, line_text, place
             self.base = saved_base
             if outer is not None:
                 self.frame = outer

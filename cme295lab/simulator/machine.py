@@ -14,6 +14,7 @@ from cme295lab.simulator.values import Block
 
 if TYPE_CHECKING:
     from cme295lab.simulator.addresses import Access
+    from cme295lab.simulator.source import KernelSource
 
 AccessKind = Literal["load", "store", "atomic"]
 
@@ -62,6 +63,7 @@ class Counters:
     other_flops: int = 0
     transcendental_ops: int = 0
     sram_peak_bytes: int = 0
+    sram_by_line: dict[int, int] = field(default_factory=dict)
     events: list[AccessEvent | AssignEvent] = field(default_factory=list)
 
 
@@ -95,6 +97,7 @@ class Machine:
         self.active = ProgramSet(np.zeros(1, np.int64))
         self.program_ids = np.zeros((1, 3), np.int32)  # (batch, 3)
         self.first_program = 0
+        self.source: KernelSource | None = None  # of the function that runs: `line` is a line of its file
         self.line = 0
         self.line_text = ""
         self.largest_block = 1
