@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from cme295lab.simulator.compound import Compound, alike, parts, rebuilt
 from cme295lab.simulator.errors import SimulatorError
 from cme295lab.simulator.machine import Machine
 from cme295lab.simulator.programs import Array, ProgramSet, Selector, combine
@@ -74,10 +75,15 @@ def reconverge(m: Machine, entry: ProgramSet, groups: list[Group], live: frozens
 def merge(m: Machine, name: str, values: list[Any], groups: list[Group], rows: list[np.ndarray]) -> Any:
     """One value made of the groups' values."""
     first = values[0]
-    if all(v is first for v in values) and (not isinstance(first, Block | tuple) or _made_before(m.active, first)):
+    compound = isinstance(first, tuple | list | Compound)
+    if all(v is first for v in values) and (
+        not (compound or isinstance(first, Block)) or _made_before(m.active, first)
+    ):
         return first
-    if all(isinstance(v, tuple | list) and len(v) == len(first) for v in values):
-        return tuple(merge(m, name, [v[i] for v in values], groups, rows) for i in range(len(first)))
+    if compound and all(alike(first, v) for v in values):
+        columns = zip(*[parts(v) or () for v in values], strict=True)
+        merged = [merge(m, name, list(column), groups, rows) for column in columns]
+        return next((part for part in merged if isinstance(part, Differs)), rebuilt(first, merged))
     if not any(isinstance(v, Block) for v in values) and all(type(v) is type(first) and v == first for v in values):
         return first
     if not all(isinstance(v, Block | int | float) for v in values):
@@ -185,8 +191,8 @@ def _composed(outer: Selector, inner: Selector) -> Selector:
 
 def _narrowed(value: Any, active: ProgramSet, programs: ProgramSet, selector: Selector, *, copy: bool) -> Any:
     """A variable for a subset of the active programs; a value from before the region is narrowed when it is read."""
-    if isinstance(value, tuple):
-        return tuple(_narrowed(v, active, programs, selector, copy=copy) for v in value)
+    if isinstance(value, tuple | Compound):
+        return rebuilt(value, [_narrowed(v, active, programs, selector, copy=copy) for v in parts(value) or ()])
     if isinstance(value, Block) and value.programs is active:
         return value.restricted(programs, selector, copy=copy)
     return value

@@ -7,7 +7,9 @@ blocks, while a Python number never widens a block of the same or a higher kind.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -73,6 +75,9 @@ class DType:
     def is_fp8(self) -> bool:
         return self.kind == FLOATING and self.primitive_bitwidth == 8
 
+    def is_standard_floating(self) -> bool:
+        return self.kind == FLOATING and self.primitive_bitwidth > 8
+
     def is_fp16(self) -> bool:
         return self.name == "fp16"
 
@@ -85,6 +90,28 @@ class DType:
     def is_fp64(self) -> bool:
         return self.name == "fp64"
 
+    def is_const(self) -> bool:
+        return False
+
+    is_void = is_const
+
+    def get_int_max_value(self) -> int:
+        return 1 if self.is_bool() else int(np.iinfo(self.numpy).max)
+
+    def get_int_min_value(self) -> int:
+        return 0 if self.is_bool() else int(np.iinfo(self.numpy).min)
+
+    @property
+    def fp_mantissa_width(self) -> int:
+        return _MANTISSA_BITS[self.name]
+
+    def __getattr__(self, name: str) -> Any:
+        """`x.dtype.is_int32()` and its like, for every type."""
+        asked = name.removeprefix("is_")
+        if asked in BY_NAME and name.startswith("is_"):
+            return lambda: self.name == asked
+        raise AttributeError(f"a type has no attribute {name!r}")
+
     def __str__(self) -> str:
         return self.name
 
@@ -93,11 +120,15 @@ class DType:
 class PointerType:
     """The type of a pointer or block of pointers: `x_ptr.dtype.element_ty` is what it points to."""
 
-    element_ty: DType
+    element_ty: DType | BlockType
 
     @property
     def scalar(self) -> PointerType:
         return self
+
+    @property
+    def primitive_bitwidth(self) -> int:
+        return 64
 
     def is_ptr(self) -> bool:
         return True
@@ -105,11 +136,45 @@ class PointerType:
     def is_floating(self) -> bool:
         return False
 
-    def is_int(self) -> bool:
-        return False
+    is_int = is_bool = is_block = is_const = is_fp8 = is_int_signed = is_int_unsigned = is_floating
 
     def __str__(self) -> str:
         return f"pointer<{self.element_ty}>"
+
+
+@dataclass(frozen=True)
+class BlockType:
+    """The type of a block: `x.type` of a kernel value that is no scalar."""
+
+    element_ty: DType | PointerType
+    shape: tuple[int, ...]
+
+    @property
+    def scalar(self) -> DType | PointerType:
+        return self.element_ty
+
+    @property
+    def nbytes(self) -> int:
+        element = self.element_ty
+        return math.prod(self.shape) * (8 if isinstance(element, PointerType) else element.itemsize)
+
+    def get_block_shapes(self) -> tuple[int, ...]:
+        return self.shape
+
+    def is_block(self) -> bool:
+        return True
+
+    def is_ptr(self) -> bool:
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        """A question about the elements, such as `x.type.is_floating()`."""
+        if name.startswith(("is_", "primitive_", "int_")):
+            return getattr(self.element_ty, name)
+        raise AttributeError(f"a block type has no attribute {name!r}")
+
+    def __str__(self) -> str:
+        return f"<{list(self.shape)}, {self.element_ty}>"
 
 
 def _float(name: str, bits: int, held: torch.dtype) -> DType:
@@ -126,6 +191,8 @@ float16 = _float("fp16", 16, torch.float16)
 bfloat16 = _float("bf16", 16, torch.bfloat16)
 float8e5 = _float("fp8e5", 8, torch.float8_e5m2)
 float8e4nv = _float("fp8e4nv", 8, torch.float8_e4m3fn)
+float8e5b16 = _float("fp8e5b16", 8, torch.float8_e5m2fnuz)
+float8e4b8 = _float("fp8e4b8", 8, torch.float8_e4m3fnuz)
 int1 = _int("int1", 1, np.bool_, BOOLEAN)
 int8, int16, int32, int64 = (
     _int(f"int{b}", b, t) for b, t in ((8, np.int8), (16, np.int16), (32, np.int32), (64, np.int64))
@@ -141,6 +208,8 @@ ALL = (
     bfloat16,
     float8e5,
     float8e4nv,
+    float8e5b16,
+    float8e4b8,
     int1,
     int8,
     int16,
@@ -151,6 +220,9 @@ ALL = (
     uint32,
     uint64,
 )
+_MANTISSA_BITS = {
+    "fp64": 52, "fp32": 23, "fp16": 10, "bf16": 7, "fp8e5": 2, "fp8e4nv": 3, "fp8e5b16": 2, "fp8e4b8": 3,
+}  # fmt: skip
 BY_NAME = {d.name: d for d in ALL}
 BY_TORCH = {d.torch: d for d in ALL if d.is_float} | {
     torch.bool: int1, torch.int8: int8, torch.int16: int16, torch.int32: int32, torch.int64: int64,

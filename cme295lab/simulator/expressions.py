@@ -18,9 +18,12 @@ import numpy as np
 
 from cme295lab.simulator import arithmetic, frontend
 from cme295lab.simulator.arithmetic import binary
+from cme295lab.simulator.compound import Compound, parts
 from cme295lab.simulator.divergence import Differs, Group, Variables, reconverge
+from cme295lab.simulator.dtypes import BlockType
 from cme295lab.simulator.errors import KernelTypeError, SimulatorError, UnsupportedFeatureError
 from cme295lab.simulator.language import METHODS, NATIVE, Builtin
+from cme295lab.simulator.language.descriptors import Descriptor
 from cme295lab.simulator.machine import Machine
 from cme295lab.simulator.programs import ProgramSet
 from cme295lab.simulator.source import KernelSource
@@ -136,8 +139,9 @@ class Expressions(ABC):
         if m.counting and not isinstance(node, ast.Name):
             size = value.block_bytes if isinstance(value, Block) and value.temporary else 0
             peak = m.held_bytes + m.temporary_bytes + size
-            if peak > m.counters.sram_peak_bytes:
-                m.counters.sram_peak_bytes = peak
+            if peak > m.counters.sram_by_line.get(m.line, 0):
+                m.counters.sram_by_line[m.line] = peak
+                m.counters.sram_peak_bytes = max(m.counters.sram_peak_bytes, peak)
             m.temporary_bytes = mark + size
         return value
 
@@ -220,6 +224,8 @@ class Expressions(ABC):
             return self._language_member(name)
         if isinstance(owner, Block):
             return self._block_attribute(owner, name)
+        if isinstance(owner, Compound):
+            return self._compound_attribute(owner, name)
         if isinstance(owner, int | float) and name in METHODS:
             return _method(name, owner)
         if isinstance(owner, int | float) and name == "value":
@@ -242,6 +248,17 @@ class Expressions(ABC):
             raise UnsupportedFeatureError(f"tl.{name}", "the installed Triton has no such name either")
         return self._resolve(member)
 
+    def _compound_attribute(self, owner: Any, name: str) -> Any:
+        """An attribute or method of a descriptor, a block pointer or an aggregate."""
+        method = owner.method(name) if isinstance(owner, Descriptor) else None
+        if method is not None:
+            return Builtin(name, method)
+        if name in METHODS:
+            return _method(name, owner)
+        if not hasattr(owner, name):
+            raise KernelTypeError(f"a {type(owner).__name__} has no attribute {name!r}")
+        return self._resolve(getattr(owner, name))
+
     def _block_attribute(self, block: Block, name: str) -> Any:
         if name == "dtype":
             return block.pointer_type if isinstance(block, Pointer) else block.dtype
@@ -252,7 +269,8 @@ class Expressions(ABC):
         if name == "numel":
             return block.num_elements
         if name == "type":
-            return block.pointer_type if isinstance(block, Pointer) else block.dtype
+            element = block.pointer_type if isinstance(block, Pointer) else block.dtype
+            return BlockType(element, block.shape) if block.shape else element
         if name in METHODS:
             return _method(name, block)
         raise UnsupportedFeatureError(f"the attribute .{name} of a kernel value")
@@ -366,6 +384,6 @@ def keep(value: Any) -> None:
     """A variable holds this value from now on: operations must not overwrite it."""
     if isinstance(value, Block):
         value.temporary = value.expiring = False
-    elif isinstance(value, tuple):
-        for v in value:
+    elif isinstance(value, tuple | Compound):
+        for v in parts(value) or ():
             keep(v)

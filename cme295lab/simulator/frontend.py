@@ -60,6 +60,11 @@ def is_own_kernel(x: Any) -> bool:
     return is_kernel(x) and not _is_language(kernel_function(x))
 
 
+def is_tensor_descriptor(x: Any) -> bool:
+    """Whether x is a tensor descriptor made on the host."""
+    return _is_instance(x, "TensorDescriptor")
+
+
 def kernel_function(x: Any) -> Callable[..., Any]:
     """The Python function behind a jit function."""
     function = x.fn

@@ -15,8 +15,10 @@ import numpy as np
 import torch
 
 from cme295lab.simulator import dtypes, frontend
+from cme295lab.simulator.compound import Compound, parts, rebuilt
 from cme295lab.simulator.errors import SimulatorError, UnsupportedFeatureError
 from cme295lab.simulator.interpreter import Interpreter
+from cme295lab.simulator.language import descriptors
 from cme295lab.simulator.machine import Counters, Machine, Observer
 from cme295lab.simulator.source import KernelSource, kernel_source
 from cme295lab.simulator.storage import Storage
@@ -136,7 +138,9 @@ def _argument(name: str, value: Any, machine: Machine, storages: list[Storage]) 
     if isinstance(value, bool | int | float):
         return scalar(value, machine.active, dtypes.of_argument(value))
     if isinstance(value, tuple | list):
-        return tuple(_argument(f"{name}.{i}", v, machine, storages) for i, v in enumerate(value))
+        return rebuilt(value, [_argument(f"{name}.{i}", v, machine, storages) for i, v in enumerate(value)])
+    if frontend.is_tensor_descriptor(value):
+        return descriptors.from_host(machine, value, _argument(name, value.base, machine, storages))
     if value is None or isinstance(value, str):
         return value
     if frontend.is_kernel(value) or hasattr(value, "name"):
@@ -195,8 +199,8 @@ def _moved(value: Any, machine: Machine) -> Any:
     """An argument belongs to the set of programs of the current batch."""
     if isinstance(value, Pointer):
         return Pointer(value.arrays, value.dtype, (), machine.active, value.storage)
-    if isinstance(value, tuple):
-        return tuple(_moved(v, machine) for v in value)
+    if isinstance(value, tuple | Compound):
+        return rebuilt(value, [_moved(v, machine) for v in parts(value) or ()])
     if hasattr(value, "programs"):
         return value.restricted(machine.active, slice(None))
     return value

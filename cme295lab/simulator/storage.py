@@ -11,7 +11,9 @@ from cme295lab.simulator.errors import SimulatorError
 from cme295lab.simulator.programs import Array
 
 _RAW = {1: torch.int8, 2: torch.int16}
-_NOT_IN_NUMPY = (torch.bfloat16, torch.float8_e5m2, torch.float8_e4m3fn)
+_NOT_IN_NUMPY = (
+    torch.bfloat16, torch.float8_e5m2, torch.float8_e4m3fn, torch.float8_e5m2fnuz, torch.float8_e4m3fnuz,
+)  # fmt: skip
 
 
 def words_of(values: Array, storage: Storage) -> np.ndarray:

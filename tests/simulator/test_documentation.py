@@ -10,10 +10,11 @@ from cme295lab.simulator import frontend
 from cme295lab.simulator.language import METHODS, NATIVE
 
 GROUPS = {
-    "core": "programs, memory, types", "elementwise": "element by element", "shapes": "shapes",
+    "core": "programs, memory, types", "block_pointers": "block pointers", "descriptors": "tensor descriptors",
+    "elementwise": "element by element", "shapes": "shapes",
     "reductions": "reductions and scans", "products": "products", "random": "random numbers",
 }  # fmt: skip
-INTERNAL = {"philox_impl", "to"}  # of Triton's library; a method only
+INTERNAL = {"philox_impl", "to", "_experimental_make_tensor_descriptor"}  # of Triton's library; a method; an old name
 
 
 def table() -> str:

@@ -9,29 +9,14 @@ import numpy as np
 from cme295lab.simulator import access, arithmetic, atomics, casts, dtypes
 from cme295lab.simulator.arithmetic import Operand
 from cme295lab.simulator.broadcasting import lifted, result, sharing
-from cme295lab.simulator.dtypes import DType, PointerType
+from cme295lab.simulator.dtypes import BlockType, DType, PointerType
 from cme295lab.simulator.errors import KernelTypeError, SimulatorError, UnsupportedFeatureError
+from cme295lab.simulator.language import block_pointers
+from cme295lab.simulator.language.block_pointers import BlockPointer
+from cme295lab.simulator.language.constants import block_shape, whole_number
 from cme295lab.simulator.language.registry import native
 from cme295lab.simulator.machine import Machine
 from cme295lab.simulator.values import Block, Pointer, as_numpy, scalar
-
-
-def whole_number(value: object, what: str) -> int:
-    """A compile-time integer, or an error that says where one is needed."""
-    if isinstance(value, int) and not isinstance(value, bool):
-        return value
-    raise KernelTypeError(f"{what} must be a compile-time integer (a literal or tl.constexpr), got {value!r}")
-
-
-def block_shape(shape: object, what: str) -> tuple[int, ...]:
-    """A compile-time block shape; Triton wants powers of two."""
-    sizes = tuple(
-        whole_number(n, f"each size in {what}'s shape") for n in (shape if isinstance(shape, list | tuple) else [shape])
-    )
-    for n in sizes:
-        if n < 1 or n & (n - 1):
-            raise KernelTypeError(f"{what}: block sizes must be powers of two, got {n} in {sizes}")
-    return sizes
 
 
 @native("program_id")
@@ -79,7 +64,7 @@ def zeros_like(m: Machine, input: Block) -> Block:
 @native("load", method=False)
 def load(
     m: Machine,
-    pointer: Operand,
+    pointer: Operand | BlockPointer,
     mask: Operand | None = None,
     other: Operand | None = None,
     boundary_check: object = (),
@@ -88,18 +73,24 @@ def load(
     eviction_policy: str = "",
     volatile: bool = False,
 ) -> Block:
-    if boundary_check:
-        raise UnsupportedFeatureError("block pointers (boundary_check)", "use pointers and a mask")
+    if isinstance(pointer, BlockPointer):
+        return block_pointers.load(m, pointer, mask, other, boundary_check, padding_option)
+    if boundary_check or padding_option:
+        raise KernelTypeError("tl.load: boundary_check and padding_option go with block pointers, not with pointers")
     return access.load(m, pointer, mask, other)
 
 
 @native("store")
 def store(
-    m: Machine, pointer: Operand, value: Operand, mask: Operand | None = None, boundary_check: object = (),
+    m: Machine, pointer: Operand | BlockPointer, value: Operand, mask: Operand | None = None,
+    boundary_check: object = (),
     cache_modifier: str = "", eviction_policy: str = "",
 ) -> None:  # fmt: skip
+    if isinstance(pointer, BlockPointer):
+        block_pointers.store(m, pointer, value, mask, boundary_check)
+        return
     if boundary_check:
-        raise UnsupportedFeatureError("block pointers (boundary_check)", "use pointers and a mask")
+        raise KernelTypeError("tl.store: boundary_check goes with block pointers, not with pointers")
     access.store(m, pointer, value, mask)
 
 
@@ -132,11 +123,12 @@ def atomic_cas(m: Machine, pointer: Operand, cmp: Operand, val: Operand, sem: An
 def cast(
     m: Machine,
     input: Operand,
-    dtype: DType | PointerType,
+    dtype: DType | PointerType | BlockType,
     fp_downcast_rounding: str | None = None,
     bitcast: bool = False,
 ) -> Block:
     block = input if isinstance(input, Block) else scalar(input, m.active)
+    dtype = dtype.scalar if isinstance(dtype, BlockType) else dtype
     target = dtype.element_ty if isinstance(dtype, PointerType) else dtype
     if not isinstance(target, DType):
         raise KernelTypeError(f"cannot convert to {dtype!r}: pass a type such as tl.float32")
