@@ -135,7 +135,8 @@ def _leaf(x: Any, dtype: torch.dtype | None = None) -> Any:
 
 
 def _tuple(x: Any) -> tuple[torch.Tensor, ...]:
-    return tuple(y for y in (x if isinstance(x, tuple | list) else (x,)) if y is not None)
+    """The tensors among the outputs."""
+    return tuple(y for y in (x if isinstance(x, tuple | list) else (x,)) if isinstance(y, torch.Tensor))
 
 
 def _differentiable(y: torch.Tensor) -> bool:
