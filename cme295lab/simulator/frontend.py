@@ -137,7 +137,7 @@ def language_member(path: str) -> Any | None:
     import triton.language as tl
 
     name = path.rsplit(".", 1)[-1]
-    for place in (tl, tl.math, triton):
+    for place in (tl, tl.math, tl.standard, triton):
         if hasattr(place, name):
             return getattr(place, name)
     return None
