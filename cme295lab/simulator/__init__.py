@@ -13,11 +13,11 @@ module that touches Triton.
 
 from __future__ import annotations
 
-from cme295lab.simulator.compiler import Compiled, compile_kernel
+from cme295lab.simulator.compiler import CompileReport, MainLoop, compile_report
 from cme295lab.simulator.errors import KernelTypeError, OutOfBoundsError, SimulatorError, UnsupportedFeatureError
 from cme295lab.simulator.trace import Launch, Step, TensorTraffic, Trace, enabled, is_enabled, trace
 
 __all__ = [
-    "Compiled", "KernelTypeError", "Launch", "OutOfBoundsError", "SimulatorError", "Step", "TensorTraffic", "Trace",
-    "UnsupportedFeatureError", "compile_kernel", "enabled", "is_enabled", "trace",
+    "CompileReport", "KernelTypeError", "Launch", "MainLoop", "OutOfBoundsError", "SimulatorError", "Step",
+    "TensorTraffic", "Trace", "UnsupportedFeatureError", "compile_report", "enabled", "is_enabled", "trace",
 ]  # fmt: skip

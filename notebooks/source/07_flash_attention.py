@@ -305,7 +305,7 @@ def count_tiles(block_m, block_n):
 # %%
 def compile_tiles(block_m, block_n, device):
     """The same kernel, compiled for a GPU that need not be here."""
-    return simulator.compile_kernel(
+    return simulator.compile_report(
         kernels.forward_kernel, x, x, x, x, x.float(), 0.1, 512, 512, *x.stride() * 4,
         device=device, num_warps=8, num_stages=2, BLOCK_M=block_m, BLOCK_N=block_n,
         GROUP=1, HEAD_DIM=128, BLOCK_D=128, CAUSAL=False, PRECISION="tf32",

@@ -38,7 +38,7 @@ def compile_flash(name: str, device: str, dim: int, dtype: torch.dtype = torch.b
         precision = "ieee" if dtype is torch.float32 else "tf32"
         constants |= {"GROUP": 1, "BLOCK_N": launch.block_n, "CAUSAL": causal, "PRECISION": precision}
     options = {"num_warps": 8 if name == "delta" else launch.num_warps, "num_stages": launch.num_stages}
-    return simulator.compile_kernel(
+    return simulator.compile_report(
         getattr(flash_attention, f"{name}_kernel"), *args, device=device, **constants, **options
     )
 
@@ -98,7 +98,7 @@ def compile_standard(name: str, device: str):
     }[name]
     warps = 8 if "softmax" in name else 4
     kernel = getattr(standard_attention, f"{name}_kernel")
-    return simulator.compile_kernel(kernel, *args, device=device, num_warps=warps, **constants)
+    return simulator.compile_report(kernel, *args, device=device, num_warps=warps, **constants)
 
 
 PRODUCTS = ["scores", "output", "value_grad", "probability_grad", "query_grad", "key_grad"]
@@ -118,8 +118,8 @@ def test_standard_kernels_compile_and_fit(name, device):
 def test_softmax_and_matmul_kernels_compile_and_fit(device):
     x = tensor(1024, 1024)
     for kernel in (softmax.softmax_kernel, softmax.online_softmax_kernel):
-        assert simulator.compile_kernel(kernel, x, x, 1024, *x.stride() * 2, device=device, BLOCK_N=1024).fits
-    compiled = simulator.compile_kernel(
+        assert simulator.compile_report(kernel, x, x, 1024, *x.stride() * 2, device=device, BLOCK_N=1024).fits
+    compiled = simulator.compile_report(
         matmul.matmul_kernel, x, x, x, 1024, 1024, 1024, *x.stride() * 3, device=device,
         BLOCK_M=128, BLOCK_N=128, BLOCK_K=32, GROUP_M=8, PRECISION="tf32", num_warps=8,
     )  # fmt: skip

@@ -236,7 +236,7 @@ def _compiles(case: Case) -> Property:
         lse = torch.empty(q.shape[:2])
         try:
             with quiet():
-                simulator.compile_kernel(
+                simulator.compile_report(
                     kernel, q, q, q, q, lse, q.shape[-1] ** -0.5, case.seq, device=DEVICE, **_constants(case)
                 )
         except simulator.SimulatorError as error:

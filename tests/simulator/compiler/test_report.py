@@ -38,7 +38,7 @@ def broken_kernel(x_ptr, BLOCK: tl.constexpr):
 def compiled(device, dtype=torch.float16, block=64, **options):
     a = torch.empty(256, 256, dtype=dtype, device="meta")
     c = torch.empty(256, 256, device="meta")
-    return simulator.compile_kernel(
+    return simulator.compile_report(
         matmul_kernel, a, a, c, 256, 256, 256, 0.5, device=device, BM=block, BN=block, BK=32, **options
     )
 
@@ -74,7 +74,7 @@ def test_few_warps_spill():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8, torch.uint16, torch.float64, torch.bool])
 def test_arguments_of_all_types(dtype):
     x = torch.empty(128, dtype=dtype)
-    done = simulator.compile_kernel(copy_kernel, x, x, True, device=hardware.get_device("A100"), BLOCK=128)
+    done = simulator.compile_report(copy_kernel, x, x, True, device=hardware.get_device("A100"), BLOCK=128)
     assert not done.uses_tensor_cores
     assert done.shared_bytes == 0
 
@@ -82,12 +82,12 @@ def test_arguments_of_all_types(dtype):
 def test_mistakes():
     x = torch.empty(128)
     with pytest.raises(ValueError, match="H1OO"):
-        simulator.compile_kernel(copy_kernel, x, x, True, device="H1OO", BLOCK=128)
+        simulator.compile_report(copy_kernel, x, x, True, device="H1OO", BLOCK=128)
     with pytest.raises(SimulatorError, match="Triton cannot compile broken_kernel for A100"):
-        simulator.compile_kernel(broken_kernel, x, device="A100", BLOCK=128)
+        simulator.compile_report(broken_kernel, x, device="A100", BLOCK=128)
     with pytest.raises(SimulatorError, match="argument 'flag' of type dict has no type in a kernel"):
-        simulator.compile_kernel(copy_kernel, x, x, {}, device="A100", BLOCK=128)
+        simulator.compile_report(copy_kernel, x, x, {}, device="A100", BLOCK=128)
     with pytest.raises(SimulatorError, match="compiling copy_kernel: missing a required argument: 'BLOCK'"):
-        simulator.compile_kernel(copy_kernel, x, x, True, device="A100")
+        simulator.compile_report(copy_kernel, x, x, True, device="A100")
     with pytest.raises(SimulatorError, match=r"argument 'x_ptr' of dtype torch.complex64 has no type in a kernel"):
-        simulator.compile_kernel(copy_kernel, x.to(torch.complex64), x, True, device="A100", BLOCK=128)
+        simulator.compile_report(copy_kernel, x.to(torch.complex64), x, True, device="A100", BLOCK=128)
