@@ -106,8 +106,7 @@ class Device:
         Raises:
             ValueError: if the GPU does not compute in that format; the message lists those it has.
         """
-        name = str(dtype).lower().removeprefix("torch.")
-        name = _DTYPE_NAMES.get(name, name)
+        name = number_format(dtype)
         if name not in self.peak_flops_per_s:
             raise ValueError(f"{self.name} has no peak for dtype {dtype!r}; it has {', '.join(self.peak_flops_per_s)}")
         return self.peak_flops_per_s[name]
@@ -273,6 +272,12 @@ _DRIVER_NAMES = {  # as the CUDA driver reports them, without "NVIDIA", "Tesla" 
     "H100 PCIe": "H100-PCIe", "H200": "H200-SXM", "B200": "B200", "L4": "L4", "T4": "T4", "RTX 4090": "RTX-4090",
 }  # fmt: skip
 _TENSOR_FLOP_PER_CLOCK_AND_SM = {70: 1024, 75: 1024, 80: 2048, 90: 4096, 100: 8192, 103: 8192}  # elsewhere 512
+
+
+def number_format(dtype: object) -> str:
+    """The key of `Device.peak_flops_per_s` for a number format given as "bf16", "bfloat16" or `torch.bfloat16`."""
+    name = str(dtype).lower().removeprefix("torch.")
+    return _DTYPE_NAMES.get(name, name)
 
 
 def _fold(name: str) -> str:

@@ -19,6 +19,16 @@ if TYPE_CHECKING:
 AccessKind = Literal["load", "store", "atomic"]
 
 
+class Watcher(Protocol):
+    """Sees every assignment of a launch."""
+
+    def begin(self, m: Machine) -> None:
+        """A launch is about to run."""
+
+    def assigned(self, m: Machine, name: str, value: Any) -> None:
+        """A variable, of the function `m.source`, got a value; it must not be kept, only copied."""
+
+
 class Observer(Protocol):
     """Sees every memory access of a launch, for a count or a check that costs too much to be always on.
 
@@ -60,11 +70,17 @@ class Counters:
     """What a launch has cost so far. FLOPs are summed over programs; on-chip bytes are those of one program."""
 
     dot_flops: int = 0
+    dot_flops_by_format: dict[str, int] = field(default_factory=dict)
     other_flops: int = 0
     transcendental_ops: int = 0
     sram_peak_bytes: int = 0
     sram_by_line: dict[int, int] = field(default_factory=dict)
     events: list[AccessEvent | AssignEvent] = field(default_factory=list)
+
+    def count_dot(self, flops: int, number_format: str) -> None:
+        """Add the FLOPs of a product, which a GPU computes in a number format such as "bf16" or "tf32"."""
+        self.dot_flops += flops
+        self.dot_flops_by_format[number_format] = self.dot_flops_by_format.get(number_format, 0) + flops
 
 
 def _no_interpreter(function: Any, arguments: list[Any]) -> Any:
@@ -87,12 +103,18 @@ class Machine:
         recording: bool,
         watch: frozenset[str],
         observers: Sequence[Observer] = (),
+        watchers: Sequence[Watcher] = (),
+        kernel_name: str = "",
     ) -> None:
         self.grid = grid
         self.counting = counting
         self.recording = recording
         self.watch = watch
         self.observers = observers  # told of every access, if counting
+        self.watchers = watchers  # told of every assignment
+        self.kernel_name = kernel_name
+        self.statement = 0  # number of the statement that runs
+        self.begun = 0  # how many statements (and turns of a loop) have begun
         self.counters = Counters()
         self.active = ProgramSet(np.zeros(1, np.int64))
         self.program_ids = np.zeros((1, 3), np.int32)  # (batch, 3)

@@ -9,12 +9,22 @@ tensor once per launch: what must cross the HBM bus even with an unlimited cache
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import numpy as np
 
+from cme295lab.hardware import Device, get_device
+from cme295lab.simulator.cost import (
+    AccessSummary,
+    AddressLog,
+    CacheReport,
+    CacheTraffic,
+    LaunchCost,
+    Roofline,
+    roofline,
+)
 from cme295lab.simulator.errors import SimulatorError
 from cme295lab.simulator.launch import Outcome
 from cme295lab.simulator.machine import AccessEvent, AssignEvent
@@ -33,6 +43,7 @@ class TensorTraffic:
         read_bytes, written_bytes: requested by all programs together.
         distinct_read_bytes, distinct_written_bytes: each byte counted once per launch.
         num_loads, num_stores: load and store operations, one per program and execution.
+        cache: what the cache model says of the tensor, worked out when it is called.
     """
 
     name: str
@@ -46,6 +57,30 @@ class TensorTraffic:
     distinct_written_bytes: int = 0
     num_loads: int = 0
     num_stores: int = 0
+    cache: Callable[[], CacheTraffic] = field(default=CacheTraffic, repr=False, compare=False)
+
+    @property
+    def dram_bytes(self) -> int:
+        """Bytes of the tensor that cross the main memory's bus, by the cache model of `cost.l2`."""
+        return self.cache().dram_bytes
+
+    @property
+    def dram_read_bytes(self) -> int:
+        return self.cache().dram_read_bytes
+
+    @property
+    def dram_written_bytes(self) -> int:
+        return self.cache().dram_written_bytes
+
+    @property
+    def l2_hit_bytes(self) -> int:
+        """Bytes that reach the L2 cache, in sectors that it holds already."""
+        return self.cache().l2_hit_bytes
+
+    @property
+    def sector_bytes(self) -> int:
+        """Bytes that reach the L2 cache as whole sectors of 32 bytes."""
+        return self.cache().sector_bytes
 
     @property
     def distinct_bytes(self) -> int:
@@ -70,7 +105,9 @@ class TensorTraffic:
             "num_loads",
             "num_stores",
         )
-        return replace(self, **{c: getattr(self, c) + getattr(other, c) for c in counts})
+        first, second = self.cache, other.cache
+        sums = {c: getattr(self, c) + getattr(other, c) for c in counts}
+        return replace(self, **sums, cache=lambda: first() + second())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,6 +152,10 @@ class Launch:
             what it keeps on chip (registers and shared memory together): a compiler may fuse operations and recompute
             instead of keeping.
         seconds: how long the simulator took.
+        device: the GPU for which `dram_bytes` and `roofline()` are worked out, if no other is named.
+        dot_flops_by_format: dot_flops by the format that a GPU computes them in ("fp16", "bf16", "tf32", "fp32", …).
+        sram_by_line: like sram_peak_bytes, at each line (of the kernel, or of functions that it calls).
+        cost: where the address log is.
     """
 
     kernel: str
@@ -129,6 +170,67 @@ class Launch:
     seconds: float
     events: list[AccessEvent | AssignEvent] = field(default_factory=list, repr=False)
     recorded: bool = False
+    device: Device = field(default_factory=lambda: get_device("A100"), repr=False)
+    dot_flops_by_format: dict[str, int] = field(default_factory=dict)
+    sram_by_line: dict[int, int] = field(default_factory=dict, repr=False)
+    cost: LaunchCost | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def accesses(self) -> list[AccessSummary]:
+        """Each load, store and atomic in the source: how often, bytes requested, and bytes moved as sectors."""
+        return self._cost().accesses
+
+    def cache(
+        self, device: str | Device | None = None, ctas_per_sm: int | None = None, l2_bytes: int | None = None
+    ) -> CacheReport:
+        """The launch through an L2 cache, which is cold when it begins; `cost.l2` and `cost.schedule` state the model.
+
+        Args:
+            device: the GPU whose SMs and L2 are modelled; by default the one of the trace.
+            ctas_per_sm: programs that an SM runs at a time; by default what `sram_peak_bytes` leaves room for.
+            l2_bytes: capacity of the cache instead of the device's.
+
+        Raises:
+            ValueError: a capacity or number below 1, or an unknown device.
+        """
+        return self._cost().cache(self.device if device is None else device, ctas_per_sm, l2_bytes)
+
+    def roofline(self, device: str | Device | None = None, dtype: str | None = None) -> Roofline:
+        """Lower bounds on the launch's time, by arithmetic and by main-memory traffic; see `cost.roofline`.
+
+        Args:
+            device: the GPU; by default the one of the trace.
+            dtype: compute tl.dot in this format instead of that of its operands.
+        """
+        gpu = self.device if device is None else get_device(device)
+        return roofline(gpu, self.dot_flops_by_format, self.flops, self.cache(gpu).dram_bytes, dtype)
+
+    @property
+    def dram_bytes(self) -> int:
+        """Bytes that cross the main memory's bus, on the trace's device with the default settings of `cache`."""
+        return self.cache().dram_bytes
+
+    @property
+    def dram_read_bytes(self) -> int:
+        return self.cache().dram_read_bytes
+
+    @property
+    def dram_written_bytes(self) -> int:
+        return self.cache().dram_written_bytes
+
+    @property
+    def l2_hit_bytes(self) -> int:
+        return self.cache().l2_hit_bytes
+
+    @property
+    def sector_bytes(self) -> int:
+        """Bytes that reach the L2 cache, as whole sectors."""
+        return self.cache().sector_bytes
+
+    def _cost(self) -> LaunchCost:
+        if self.cost is None:
+            raise SimulatorError("this launch has no address log: make it inside simulator.trace()")
+        return self.cost
 
     @property
     def num_programs(self) -> int:
@@ -206,7 +308,7 @@ def _step(event: AccessEvent | AssignEvent, row: int) -> Step:
     )
 
 
-def traffic_of(storage: Storage) -> TensorTraffic:
+def traffic_of(storage: Storage, cache: Callable[[], CacheTraffic] = CacheTraffic) -> TensorTraffic:
     """The traffic that a launch's storage has counted."""
     size, tensor = storage.dtype.itemsize, storage.tensor
     return TensorTraffic(
@@ -221,18 +323,20 @@ def traffic_of(storage: Storage) -> TensorTraffic:
         distinct_written_bytes=storage.written.count() * size if storage.written_elements else 0,
         num_loads=storage.loads,
         num_stores=storage.stores,
+        cache=cache,
     )
 
 
-def launch_record(outcome: Outcome, *, recorded: bool) -> Launch:
+def launch_record(outcome: Outcome, *, recorded: bool, log: AddressLog, device: Device) -> Launch:
     """The record of a finished launch; it keeps no tensor alive."""
-    c = outcome.counters
+    c, (x, y, z) = outcome.counters, outcome.grid
+    cost = LaunchCost(log, [s.name for s in outcome.storages], x * y * z, c.sram_peak_bytes)
     return Launch(
         kernel=outcome.source.name,
         grid=outcome.grid,
         constants=outcome.constants,
         config=outcome.config,
-        tensors={s.name: traffic_of(s) for s in outcome.storages},
+        tensors={s.name: traffic_of(s, _traffic_on(device, cost, s.name)) for s in outcome.storages},
         dot_flops=c.dot_flops,
         other_flops=c.other_flops,
         transcendental_ops=c.transcendental_ops,
@@ -240,7 +344,24 @@ def launch_record(outcome: Outcome, *, recorded: bool) -> Launch:
         seconds=outcome.seconds,
         events=c.events,
         recorded=recorded,
+        device=device,
+        dot_flops_by_format=c.dot_flops_by_format,
+        sram_by_line=c.sram_by_line,
+        cost=cost,
     )
+
+
+def on_device(launch: Launch, device: Device) -> Launch:
+    """The same record, with the costs of another device."""
+    cost = launch.cost
+    if device == launch.device or cost is None:
+        return launch
+    tensors = {n: replace(t, cache=_traffic_on(device, cost, n)) for n, t in launch.tensors.items()}
+    return replace(launch, device=device, tensors=tensors)
+
+
+def _traffic_on(device: Device, cost: LaunchCost, name: str) -> Callable[[], CacheTraffic]:
+    return lambda: cost.cache(device).tensors[name]
 
 
 def total_by_name(launches: Iterable[Launch]) -> dict[str, TensorTraffic]:

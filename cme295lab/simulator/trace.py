@@ -10,8 +10,9 @@ from typing import Any
 
 from cme295lab.hardware import Device, get_device
 from cme295lab.simulator import frontend
+from cme295lab.simulator.cost import AddressLog, Roofline, one_after_another
 from cme295lab.simulator.launch import Settings, launch
-from cme295lab.simulator.records import Launch, Step, TensorTraffic, launch_record, total_by_name
+from cme295lab.simulator.records import Launch, Step, TensorTraffic, launch_record, on_device, total_by_name
 from cme295lab.units import format_bytes, format_flops
 
 __all__ = ["Launch", "Step", "Table", "TensorTraffic", "Trace", "enabled", "is_enabled", "trace"]
@@ -96,6 +97,38 @@ class Trace:
         return sum(x.distinct_bytes for x in self.launches)
 
     @property
+    def dram_bytes(self) -> int:
+        """Bytes that cross the main memory's bus, by the cache model (`simulator.cost.l2`); the cache is cold at each
+        launch."""
+        return sum(x.dram_bytes for x in self.launches)
+
+    @property
+    def dram_read_bytes(self) -> int:
+        return sum(x.dram_read_bytes for x in self.launches)
+
+    @property
+    def dram_written_bytes(self) -> int:
+        return sum(x.dram_written_bytes for x in self.launches)
+
+    @property
+    def l2_hit_bytes(self) -> int:
+        """Bytes that reach the L2 cache, in sectors that it holds already."""
+        return sum(x.l2_hit_bytes for x in self.launches)
+
+    @property
+    def sector_bytes(self) -> int:
+        """Bytes that reach the L2 cache, as whole sectors of 32 bytes."""
+        return sum(x.sector_bytes for x in self.launches)
+
+    def roofline(self, dtype: str | None = None) -> Roofline:
+        """Lower bounds on the time of all launches, one after another, on the trace's device.
+
+        Args:
+            dtype: compute tl.dot in this format instead of that of its operands.
+        """
+        return one_after_another([x.roofline(self.device, dtype) for x in self.launches], self.device, dtype)
+
+    @property
     def dot_flops(self) -> int:
         """Floating-point operations of tl.dot."""
         return sum(x.dot_flops for x in self.launches)
@@ -171,13 +204,15 @@ def is_enabled() -> bool:
 def _run(kernel: Any, grid: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     recording = any(t.record for t in _open_traces)
     watch = frozenset().union(*(t.watch for t in _open_traces))
+    log = AddressLog()
     outcome = launch(
-        kernel, grid, args, kwargs, Settings(counting=bool(_open_traces), recording=recording, watch=watch)
-    )
+        kernel, grid, args, kwargs,
+        Settings(counting=bool(_open_traces), recording=recording, watch=watch, observers=(log,)),
+    )  # fmt: skip
     if _open_traces:
-        record = launch_record(outcome, recorded=recording)
+        record = launch_record(outcome, recorded=recording, log=log, device=_open_traces[-1].device)
         for open_trace in _open_traces:
-            open_trace.launches.append(record)
+            open_trace.launches.append(on_device(record, open_trace.device))
 
 
 @contextlib.contextmanager

@@ -37,7 +37,8 @@ def dot(
     shape = _result_shape(input, other, acc)
     out = _result_type(input.dtype, acc, out_dtype)
     left, right = _operands(m, input, other, input_precision)
-    m.counters.dot_flops += 2 * math.prod(shape) * input.shape[-1] * m.num_active
+    flops = 2 * math.prod(shape) * input.shape[-1] * m.num_active
+    m.counters.count_dot(flops, _number_format(input.dtype, input_precision, allow_tf32))
     if acc is not None and acc.temporary and acc.dtype == out:
         m.temporary_bytes -= acc.block_bytes  # the product is added to it where it stands
     if acc is not None and acc.dtype == out == dtypes.float32 and len(shape) == 2:
@@ -53,6 +54,16 @@ def dot(
     if not out.is_float:
         return result(m, product.to(torch.int32).numpy(), out, shape)
     return result(m, product if product.dtype == out.torch else product.to(out.torch), out, shape)
+
+
+def _number_format(dtype: DType, input_precision: str | None, allow_tf32: bool | None) -> str:
+    """The format in which a GPU multiplies, as data sheets call it."""
+    if dtype.is_fp32():
+        precision = input_precision or ("ieee" if allow_tf32 is False else "tf32")
+        return "fp32" if precision == "ieee" else precision
+    if dtype.is_fp64():
+        return "fp64_tensor"
+    return "fp8" if dtype.is_fp8() else "int8" if not dtype.is_float else str(dtype)
 
 
 def _result_type(operands: DType, acc: Block | None, wanted: DType | None) -> DType:
