@@ -33,6 +33,11 @@ def num_programs(m: Machine, axis: int) -> Block:
     return scalar(m.grid[axis], m.active, dtypes.int32)
 
 
+@native("get_int_dtype")
+def get_int_dtype(m: Machine, bitwidth: int, signed: bool) -> DType:
+    return dtypes.BY_NAME[f"{'int' if signed else 'uint'}{bitwidth}"]
+
+
 @native("arange")
 def arange(m: Machine, start: object, end: object) -> Block:
     first, last = whole_number(start, "tl.arange's start"), whole_number(end, "tl.arange's end")

@@ -87,3 +87,10 @@ def test_libdevice():
     with simulator.enabled():
         libdevice_kernel[(1,)](out, x, BLOCK=4)
     torch.testing.assert_close(out, torch.tensor([0.5, -2.0, 0.0, 0.0]).tanh() + torch.tensor([0, 0, 9.0, 0]))
+
+
+def test_the_integer_type_of_a_width_is_what_a_sort_written_by_hand_asks_for(evaluate):
+    x = torch.tensor([1.5, -2.0])
+    bits = evaluate("x.to(tl.core.get_int_dtype(bitwidth=x.dtype.primitive_bitwidth, signed=True), bitcast=True)", x=x)
+    assert torch.equal(bits, x.view(torch.int32))
+    assert evaluate("x.to(tl.core.get_int_dtype(16, signed=False))", x=torch.arange(2)).dtype == torch.uint16
