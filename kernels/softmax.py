@@ -1,15 +1,40 @@
-"""Softmax over the rows of a matrix: fused, for rows that fit on chip, and online, for rows of any length.
+"""Softmax over the rows of a matrix: plain, fused, for rows that fit on chip, and online, for rows of any length.
 
-A softmax needs a row three times: for its maximum, for the sum of its exponentials, and to divide. PyTorch operations
-one by one read the row from memory for each. The fused kernel reads it once and keeps it on chip. The online kernel
-reads it twice, because it finds maximum and sum in a single pass: whenever the maximum grows, the sum so far is scaled
-down.
+A softmax needs a row three times: for its maximum, for the sum of its exponentials, and to divide. The plain kernel
+reads it from memory for each. The fused kernel reads it once and keeps it on chip. The online kernel reads it twice,
+because it finds maximum and sum in a single pass: whenever the maximum grows, the sum so far is scaled down.
 
 Source: Milakov and Gimelshein, Online normalizer calculation for softmax (2018), Algorithm 3.
 """
 
 import triton
 import triton.language as tl
+
+
+@triton.jit
+def plain_softmax_kernel(
+    x_ptr, y_ptr, num_cols, stride_xm, stride_xn, stride_ym, stride_yn, BLOCK_N: tl.constexpr
+):
+    """y = softmax(x) for one row, BLOCK_N elements at a time, in three passes over it. Grid: (rows,)."""
+    row = tl.program_id(0).to(tl.int64)
+    offs_n = tl.arange(0, BLOCK_N)
+    maxima = tl.full([BLOCK_N], -float("inf"), tl.float32)
+    for start in tl.range(0, num_cols, BLOCK_N):
+        cols = (start + offs_n).to(tl.int64)
+        x = tl.load(x_ptr + row * stride_xm + cols * stride_xn, mask=cols < num_cols, other=-float("inf"))
+        maxima = tl.maximum(maxima, x.to(tl.float32))
+    row_max = tl.max(maxima, 0)
+    sums = tl.zeros([BLOCK_N], tl.float32)
+    for start in tl.range(0, num_cols, BLOCK_N):
+        cols = (start + offs_n).to(tl.int64)
+        x = tl.load(x_ptr + row * stride_xm + cols * stride_xn, mask=cols < num_cols, other=-float("inf"))
+        sums += tl.exp(x.to(tl.float32) - row_max)
+    row_sum = tl.sum(sums, 0)
+    for start in tl.range(0, num_cols, BLOCK_N):
+        cols = (start + offs_n).to(tl.int64)
+        x = tl.load(x_ptr + row * stride_xm + cols * stride_xn, mask=cols < num_cols, other=0.0)
+        y = tl.exp(x.to(tl.float32) - row_max) / row_sum
+        tl.store(y_ptr + row * stride_ym + cols * stride_yn, y.to(y_ptr.dtype.element_ty), mask=cols < num_cols)
 
 
 @triton.jit

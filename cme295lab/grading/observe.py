@@ -62,6 +62,47 @@ class Traffic:
 
 
 @dataclass(frozen=True, kw_only=True)
+class MemoryAccess:
+    """One load, store or atomic of a kernel's source, all programs together.
+
+    Args:
+        kind: "load", "store" or "atomic".
+        tensor: what it touches.
+        line: the student's line, such as "line 7: x = tl.load(p)".
+        requested_bytes: what the active lanes ask for.
+        moved_bytes: what memory delivers for that: whole sectors of 32 bytes.
+    """
+
+    kind: str
+    tensor: str
+    line: str
+    requested_bytes: int
+    moved_bytes: int
+
+    @property
+    def efficiency(self) -> float:
+        """The share of the moved bytes that was asked for."""
+        return self.requested_bytes / self.moved_bytes if self.moved_bytes else 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchFacts:
+    """What one launch of a kernel did.
+
+    Args:
+        num_programs: programs of the grid.
+        accesses: one per load, store or atomic in the source.
+        races: what the race detector found, a sentence each, with the line.
+        largest_share: the share of all bytes that the busiest program moved.
+    """
+
+    num_programs: int
+    accesses: tuple[MemoryAccess, ...] = ()
+    races: tuple[str, ...] = ()
+    largest_share: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Observation:
     """What one run of the student's code returned and used.
 
@@ -74,6 +115,7 @@ class Observation:
         changed_inputs: names of inputs that it changed in place.
         traffic: for kernels, the bytes moved per tensor.
         sram_peak_bytes: for kernels, the most on-chip memory that one program held.
+        launch: for kernels whose memory accesses are judged, what the launch did.
     """
 
     outputs: Mapping[str, Any] = field(default_factory=dict)
@@ -84,6 +126,7 @@ class Observation:
     changed_inputs: tuple[str, ...] = ()
     traffic: Mapping[str, Traffic] = field(default_factory=dict)
     sram_peak_bytes: int = 0
+    launch: LaunchFacts | None = None
 
 
 def observe_call(function: Callable[..., Any], inputs: Mapping[str, Any], time_limit_s: float = 10.0) -> Observation:

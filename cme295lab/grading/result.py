@@ -21,6 +21,8 @@ class Kind(StrEnum):
     NOT_EXACT = "not exact"
     TOO_MUCH_MEMORY = "too much memory"
     TOO_MUCH_TRAFFIC = "too much traffic"
+    RACE = "programs race"
+    NOT_PARALLEL = "not parallel"
     NOT_ALLOWED = "not allowed"
     DOES_NOT_COMPILE = "does not compile"
     NOT_JUDGED = "not judged"

@@ -1,4 +1,4 @@
-"""Row softmax, fused and online."""
+"""Row softmax, plain, fused and online."""
 
 import math
 
@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from cme295lab import simulator
-from cme295lab.kernels.softmax import online_softmax_kernel, softmax_kernel
+from cme295lab.kernels.softmax import online_softmax_kernel, softmax_kernel, plain_softmax_kernel
 
-KERNELS = [softmax_kernel, online_softmax_kernel]
+KERNELS = [plain_softmax_kernel, softmax_kernel, online_softmax_kernel]
 
 
 def softmax(kernel, x: torch.Tensor) -> torch.Tensor:
     y = torch.empty_like(x)
     rows, cols = x.shape
-    block = 64 if kernel is online_softmax_kernel else 1 << (cols - 1).bit_length()
+    block = 1 << (cols - 1).bit_length() if kernel is softmax_kernel else 64
     with simulator.enabled():
         kernel[(rows,)](x, y, cols, *x.stride(), *y.stride(), BLOCK_N=block)
     return y
@@ -48,9 +48,10 @@ def test_softmax_of_masked_large_and_nan_scores(kernel):
     assert y[2].isnan().all()
 
 
-def test_online_softmax_reads_twice_and_fused_once():
+def test_plain_softmax_reads_three_times_online_twice_and_fused_once():
     x = torch.randn(4, 256)
-    for kernel, reads, block in ((softmax_kernel, 1, 256), (online_softmax_kernel, 2, 64)):
+    cases = ((plain_softmax_kernel, 3, 64), (softmax_kernel, 1, 256), (online_softmax_kernel, 2, 64))
+    for kernel, reads, block in cases:
         y = torch.empty_like(x)
         with simulator.trace() as t:
             kernel[(4,)](x, y, 256, *x.stride(), *y.stride(), BLOCK_N=block)
