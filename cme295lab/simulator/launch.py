@@ -56,6 +56,9 @@ class Outcome:
     grid: tuple[int, int, int]
     constants: dict[str, Any]
     config: str | None
+    kernel: Any = None  # the jit function, its arguments and the options for the compiler
+    arguments: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
     storages: list[Storage] = field(default_factory=list)
     counters: Counters = field(default_factory=Counters)
     seconds: float = 0.0
@@ -82,7 +85,7 @@ def launch(kernel: Any, grid: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     sizes = _grid(grid, bound)
     constant_names = frontend.constexpr_names(function)
     outcome = Outcome(
-        source=source, grid=sizes, config=config,
+        source=source, grid=sizes, config=config, kernel=jit, arguments=bound, options=options,
         constants={n: v for n, v in bound.items() if n in constant_names and not isinstance(v, torch.Tensor)},
     )  # fmt: skip
     machine = Machine(

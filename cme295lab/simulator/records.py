@@ -16,6 +16,8 @@ from typing import Any, Literal
 import numpy as np
 
 from cme295lab.hardware import Device, get_device
+from cme295lab.simulator.compiler.launched import Launched
+from cme295lab.simulator.compiler.report import CompileReport
 from cme295lab.simulator.cost import (
     AccessSummary,
     AddressLog,
@@ -156,6 +158,7 @@ class Launch:
         dot_flops_by_format: dot_flops by the format that a GPU computes them in ("fp16", "bf16", "tf32", "fp32", …).
         sram_by_line: like sram_peak_bytes, at each line (of the kernel, or of functions that it calls).
         cost: where the address log is.
+        launched: the jit function and its arguments without data, for `compile_report`.
     """
 
     kernel: str
@@ -174,6 +177,7 @@ class Launch:
     dot_flops_by_format: dict[str, int] = field(default_factory=dict)
     sram_by_line: dict[int, int] = field(default_factory=dict, repr=False)
     cost: LaunchCost | None = field(default=None, repr=False, compare=False)
+    launched: Launched | None = field(default=None, repr=False, compare=False)
 
     @property
     def accesses(self) -> list[AccessSummary]:
@@ -226,6 +230,22 @@ class Launch:
     def sector_bytes(self) -> int:
         """Bytes that reach the L2 cache, as whole sectors."""
         return self.cache().sector_bytes
+
+    def compile_report(
+        self, device: str | Device | None = None, num_warps: int | None = None, num_stages: int | None = None
+    ) -> CompileReport:
+        """What was launched, compiled for a GPU that need not be here; see `simulator.compile_report`.
+
+        Args:
+            device: the GPU; by default the one of the trace.
+            num_warps, num_stages: by default those of the launch or of its autotuner, or else 4 and 3.
+
+        Raises:
+            SimulatorError: Triton is missing, or its compiler refuses the kernel.
+        """
+        if self.launched is None:
+            raise SimulatorError("this record does not know what was launched: make it inside simulator.trace()")
+        return self.launched.compile_report(self.device if device is None else device, num_warps, num_stages)
 
     def _cost(self) -> LaunchCost:
         if self.cost is None:
@@ -348,6 +368,7 @@ def launch_record(outcome: Outcome, *, recorded: bool, log: AddressLog, device: 
         dot_flops_by_format=c.dot_flops_by_format,
         sram_by_line=c.sram_by_line,
         cost=cost,
+        launched=Launched.of(outcome.kernel, outcome.arguments, outcome.options),
     )
 
 

@@ -17,8 +17,8 @@ from cme295lab.simulator.compiler.views import as_html, as_text
 from cme295lab.simulator.errors import SimulatorError
 from cme295lab.simulator.source import KernelSource, kernel_source
 
-_DEFAULT_WARPS = 4
-_DEFAULT_STAGES = 3
+DEFAULT_WARPS = 4
+DEFAULT_STAGES = 3
 _SHARED = ("LDS", "LDSM", "STS", "STSM", "ATOMS", "LDTM", "STTM")
 
 
@@ -170,8 +170,8 @@ def compile_report(
         raise SimulatorError(f"compiling {source.name}: {error}; its parameters are {', '.join(names)}") from None
     bound.apply_defaults()
     values = {name: frontend.constant_value(value) for name, value in bound.arguments.items()}
-    warps = num_warps if num_warps is not None else options.get("num_warps", _DEFAULT_WARPS)
-    stages = num_stages if num_stages is not None else options.get("num_stages", _DEFAULT_STAGES)
+    warps = num_warps if num_warps is not None else options.get("num_warps", DEFAULT_WARPS)
+    stages = num_stages if num_stages is not None else options.get("num_stages", DEFAULT_STAGES)
     return report_of(jit, values, target, warps, stages)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -95,10 +96,10 @@ def _type(
     )
 
 
-def _number_type(value: float) -> str:
+def _number_type(value: int | float) -> str:
     if isinstance(value, bool):
         return "i1"
-    if isinstance(value, float):
+    if not isinstance(value, int):
         return "fp32"
     return "i32" if -(2**31) <= value < 2**31 else "i64" if value < 2**63 else "u64"
 
@@ -111,5 +112,9 @@ def without_data(value: Any) -> Any:
         memory = torch.empty(offset + extent, dtype=value.dtype, device="meta")
         return memory.as_strided(value.shape, value.stride(), offset)
     if isinstance(value, tuple | list):
-        return tuple(without_data(v) for v in value)
+        parts = [without_data(v) for v in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    base = getattr(value, "base", None)
+    if isinstance(base, torch.Tensor) and dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return dataclasses.replace(value, base=without_data(base))
     return value
