@@ -1,8 +1,9 @@
 """cme295lab: run what trains large language models, and count what it costs.
 
-Importing the package does nothing: each room (`simulator`, `hardware`, `attention`, …) is loaded when it is first
+Importing the package loads nothing: each room (`simulator`, `hardware`, `attention`, …) is loaded when it is first
 named, so `import cme295lab` needs neither PyTorch nor a GPU. `from cme295lab import simulator` and
-`cme295lab.simulator` are the same thing.
+`cme295lab.simulator` are the same thing. Where Triton is missing (macOS, Windows), `import triton` gives the
+simulator's stand-in from then on; see `_triton_imports`.
 """
 
 from importlib import import_module
@@ -10,7 +11,11 @@ from importlib.util import find_spec
 from pkgutil import iter_modules
 from types import ModuleType
 
+from cme295lab import _triton_imports
+
 __version__ = "0.1.0"
+
+_triton_imports.stand_in_where_missing()
 
 
 def __getattr__(name: str) -> ModuleType:

@@ -1,4 +1,4 @@
-"""The only module that touches the installed Triton.
+"""The only module that touches Triton: the installed one, or the stand-in where there is none (`standin`).
 
 The simulator has its own reading of the language (`language`, `interpreter`), so what it takes from Triton is small:
 
@@ -9,10 +9,10 @@ The simulator has its own reading of the language (`language`, `interpreter`), s
 * `launches_go_to(run)` — while active, `kernel[grid](...)` with CPU tensors calls `run` instead of compiling;
 * `unwrap(x)` — the jit function inside autotuners and heuristics.
 
-A stand-in for systems without Triton (macOS, Windows) needs to provide these five, and a `triton` module that kernels
-can import. Of Triton's classes only the three that its public decorators return are touched (and the interpreter's
-twin of the first), and of those only `run`, `fn`, and what an autotuner knows of its configurations: the same in
-Triton 3.6 to 3.9.
+`import triton` here is either of the two, and nothing below knows which; `available()` alone asks for the real one,
+which has a compiler. Of Triton's classes only the three that its public decorators return are touched (and the
+interpreter's twin of the first), and of those only `run`, `fn`, and what an autotuner knows of its configurations: the
+same in Triton 3.6 to 3.9.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import types
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from cme295lab import _triton_imports
 from cme295lab.simulator import dtypes
 from cme295lab.simulator.errors import SimulatorError, UnsupportedFeatureError
 
@@ -29,20 +30,16 @@ Run = Callable[[Any, Any, tuple[Any, ...], dict[str, Any]], Any]
 
 
 def available() -> bool:
-    """Whether Triton can be imported here."""
-    try:
-        import triton  # noqa: F401
-    except ImportError:
-        return False
-    return True
+    """Whether the real Triton is installed: its compiler, not just its language."""
+    return _triton_imports.is_installed()
 
 
-def require_triton() -> None:
-    """Raise an error that says what to do where Triton is missing."""
+def require_triton(what: str = "a compile report") -> None:
+    """Raise an error that says what to do where the real Triton is needed and missing."""
     if not available():
         raise SimulatorError(
-            "Triton is not installed; it has packages for Linux only, so its kernels do not run on macOS or Windows. "
-            "Use Linux, WSL 2 or a container; everything else of the course works without it"
+            f"{what} needs Triton's compiler, and Triton is not installed; it has packages for Linux only. Use Linux, "
+            "WSL 2 or a container. Everything else works here: kernels run in the simulator without Triton"
         )
 
 
@@ -130,9 +127,7 @@ def _is_language(x: Any) -> bool:
 
 
 def language_member(path: str) -> Any | None:
-    """The object that the installed Triton has under `triton.language.<name>` (or in its submodules), or None."""
-    if not available():
-        return None
+    """The object that Triton has under `triton.language.<name>` (or in its submodules), or None."""
     import triton
     import triton.language as tl
 
@@ -179,7 +174,6 @@ def unwrap(kernel: Any, bound: dict[str, Any], options: dict[str, Any]) -> tuple
 def launches_go_to(run: Run) -> Iterator[None]:
     """While active, launches with CPU tensors call `run(kernel, grid, args, kwargs)`; others go to Triton. Restored
     on exit."""
-    require_triton()
     import triton.runtime.autotuner as autotuner
     import triton.runtime.jit as jit
 

@@ -13,6 +13,7 @@ GROUPS = {
     "core": "programs, memory, types", "block_pointers": "block pointers", "descriptors": "tensor descriptors",
     "elementwise": "element by element", "shapes": "shapes",
     "reductions": "reductions and scans", "products": "products", "random": "random numbers",
+    "standard": "sorting and more",
 }  # fmt: skip
 INTERNAL = {"philox_impl", "to", "_experimental_make_tensor_descriptor"}  # of Triton's library; a method; an old name
 
@@ -45,13 +46,13 @@ def test_every_function_belongs_to_a_group():
     assert {b.function.__module__.rsplit(".", 1)[-1] for b in NATIVE.values()} == set(GROUPS)
 
 
-def test_what_is_said_to_run_from_triton_s_source_does(page):
-    paragraph = next(p for p in page.split("\n\n") if p.startswith("Functions that Triton writes in its own language"))
-    names = re.findall(r"`tl\.(\w+)`", paragraph)
-    assert len(names) >= 6
-    for name in names:
-        assert frontend.is_kernel(getattr(tl, name)), name
-        assert name not in NATIVE, name
+@pytest.mark.needs_triton
+def test_what_triton_writes_in_its_own_language_is_ours_too():
+    """Nothing that kernels may name runs from the installed Triton's source, so it makes no difference which one."""
+    for module in (tl, tl.math, tl.standard, tl.random):
+        for name in dir(module):
+            if not name.startswith("_") and name != "sort_impl" and frontend.is_kernel(getattr(module, name)):
+                assert name in NATIVE, name
 
 
 def test_what_is_said_to_be_refused_is_not_implemented(page):

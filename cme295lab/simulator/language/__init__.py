@@ -1,9 +1,8 @@
 """The Triton language as the simulator understands it: one function per `tl.…` name, grouped by what they do.
 
 `core` (ids, creation, memory, casts), `block_pointers` and `descriptors` (tiles of tensors), `elementwise`, `shapes`,
-`reductions`, `products` (tl.dot), `random`. What is not
-in the table is looked up in the installed Triton: those of its library functions that are written in Triton themselves
-(sorting, the front of the random numbers) run like any other kernel.
+`reductions`, `products` (tl.dot), `random`, `standard` (sorting and other library functions). Functions that Triton
+writes in its own language are among them, so that nothing depends on what is installed.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from cme295lab.simulator.language import (
     random,
     reductions,
     shapes,
+    standard,
 )
 from cme295lab.simulator.language.registry import METHODS, NATIVE, Builtin, native
 
@@ -33,4 +33,5 @@ __all__ = [
     "random",
     "reductions",
     "shapes",
+    "standard",
 ]

@@ -1,59 +1,170 @@
-"""Random numbers: the rounds of Philox 4x32, the generator behind `tl.rand`, `tl.randn` and `tl.randint`.
+"""Random numbers: Philox 4x32 (and 4x64), the generator behind `tl.rand`, `tl.randn` and `tl.randint`.
 
-Triton's own source of everything around them runs as it is. The rounds are here because ten of them, an operation at a
-time over a large block, would take longer than the rest of a kernel: slices that fit the processor's cache go through
-all rounds at once.
+Every number is a function of the seed and its own offset, so it does not matter which program asks for it. The bits are
+those of a GPU; only the logarithms and cosines of `tl.randn` may differ in the last bit. Slices that fit the
+processor's cache go through all rounds at once: ten rounds, an operation at a time over a large block, would take
+longer than the rest of a kernel.
 
-Source: Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (2011).
+Source: Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (2011); Box and Muller (1958).
 """
 
 from __future__ import annotations
 
-import numpy as np
+import math
 
-from cme295lab.simulator import dtypes
+import numpy as np
+import torch
+
+from cme295lab.simulator import arithmetic, casts, dtypes
+from cme295lab.simulator.arithmetic import Operand, binary
 from cme295lab.simulator.broadcasting import common_shape, lifted, result
-from cme295lab.simulator.errors import UnsupportedFeatureError
+from cme295lab.simulator.errors import KernelTypeError
 from cme295lab.simulator.language.registry import native
 from cme295lab.simulator.machine import Machine
-from cme295lab.simulator.values import Block
+from cme295lab.simulator.values import Block, scalar
 
-_MULTIPLIER_0, _MULTIPLIER_2 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-_KEY_STEPS = np.array([0x9E3779B9, 0xBB67AE85], np.uint32)
+_ROUNDS = 10
 _SLICE = 1 << 14
+_MULTIPLIERS = {  # of words 0 and 2, by width
+    32: (0xD2511F53, 0xCD9E8D57),
+    64: (0xD2E7470EE14C6C93, 0xCA5A826395121157),
+}
+_KEY_STEPS = {32: (0x9E3779B9, 0xBB67AE85), 64: (0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B)}
+_TO_UNIFORM = {32: 4.6566127342e-10, 64: 1.0842020432385337e-19}  # a little less than 2**-31 and 2**-63
+_SMALLEST_UNIFORM = 1e-7
+_Blocks4 = tuple[Block, Block, Block, Block]
 
 
 @native("philox_impl")
 def philox_rounds(
-    m: Machine, c0: Block, c1: Block, c2: Block, c3: Block, k0: Block, k1: Block, n_rounds: int = 10
-) -> tuple[Block, ...]:
-    """`n_rounds` rounds of Philox 4x32 on counters (c0, c1, c2, c3) with key (k0, k1), all uint32."""
-    if c0.dtype != dtypes.uint32:
-        raise UnsupportedFeatureError("64-bit Philox counters", "pass 32-bit offsets to tl.rand")
+    m: Machine, c0: Block, c1: Block, c2: Block, c3: Block, k0: Block, k1: Block, n_rounds: int = _ROUNDS
+) -> _Blocks4:
+    """`n_rounds` rounds of Philox on counters (c0, c1, c2, c3) with key (k0, k1), all uint32 or all uint64."""
+    if c0.dtype not in (dtypes.uint32, dtypes.uint64):
+        raise KernelTypeError(f"tl.philox_impl needs uint32 or uint64 counters, got {c0.dtype}")
     shape = common_shape(c0, c1, c2, c3, k0, k1)
     words = [np.asarray(lifted(x.data(m.active), len(shape))) for x in (c0, c1, c2, c3, k0, k1)]
     size = np.broadcast_shapes(*(w.shape for w in words))
     counters = [np.broadcast_to(w, size).reshape(-1) for w in words[:4]]
     keys = [np.broadcast_to(w, size).reshape(-1) if w.size > 1 else w.reshape(-1) for w in words[4:]]
-    out = np.empty((4, counters[0].size), np.uint32)
+    out = np.empty((4, counters[0].size), c0.dtype.numpy)
     for start in range(0, out.shape[1], _SLICE):
         part = slice(start, start + _SLICE)
         out[:, part] = _rounds([c[part] for c in counters], [k[part] if k.size > 1 else k for k in keys], n_rounds)
-    return tuple(result(m, word.reshape(size), dtypes.uint32, shape) for word in out)
+    first, second, third, fourth = (result(m, word.reshape(size), c0.dtype, shape) for word in out)
+    return first, second, third, fourth
 
 
 def _rounds(counters: list[np.ndarray], keys: list[np.ndarray], n_rounds: int) -> list[np.ndarray]:
     c0, c1, c2, c3 = counters
+    kind, width = c0.dtype.type, c0.dtype.itemsize * 8
+    multiplier_0, multiplier_2 = _MULTIPLIERS[width]
+    product = _product_32 if width == 32 else _product_64
     with np.errstate(over="ignore"):
         for turn in range(n_rounds):
-            k0, k1 = (k + np.uint32(turn) * step for k, step in zip(keys, _KEY_STEPS, strict=True))
-            low_2, high_2 = _product(c2, _MULTIPLIER_2)
-            low_0, high_0 = _product(c0, _MULTIPLIER_0)
+            k0, k1 = (k + kind(turn) * kind(step) for k, step in zip(keys, _KEY_STEPS[width], strict=True))
+            low_2, high_2 = product(c2, multiplier_2)
+            low_0, high_0 = product(c0, multiplier_0)
             c0, c1, c2, c3 = high_2 ^ c1 ^ k0, low_2, high_0 ^ c3 ^ k1, low_0
     return [c0, c1, c2, c3]
 
 
-def _product(word: np.ndarray, multiplier: np.uint64) -> tuple[np.ndarray, np.ndarray]:
+def _product_32(word: np.ndarray, multiplier: int) -> tuple[np.ndarray, np.ndarray]:
     """Low and high half of a 64-bit product."""
-    product = word.astype(np.uint64) * multiplier
+    product = word.astype(np.uint64) * np.uint64(multiplier)
     return product.astype(np.uint32), (product >> np.uint64(32)).astype(np.uint32)
+
+
+def _product_64(word: np.ndarray, multiplier: int) -> tuple[np.ndarray, np.ndarray]:
+    """Low and high half of a 128-bit product, by halves."""
+    half, mask = np.uint64(32), np.uint64(0xFFFFFFFF)
+    b = np.uint64(multiplier)
+    low_a, high_a, low_b, high_b = word & mask, word >> half, b & mask, b >> half
+    middle = high_a * low_b + ((low_a * low_b) >> half)  # at most 2**64 - 2**32
+    other = low_a * high_b + (middle & mask)
+    return word * b, high_a * high_b + (middle >> half) + (other >> half)
+
+
+@native("philox")
+def philox(
+    m: Machine, seed: Operand, c0: Operand, c1: Operand, c2: Operand, c3: Operand, n_rounds: int = _ROUNDS
+) -> _Blocks4:
+    key = seed if isinstance(seed, Block) else scalar(seed, m.active)
+    if key.dtype.is_float:
+        raise KernelTypeError(f"the seed of tl.philox must be an integer, got {key.dtype}")
+    counters = [c if isinstance(c, Block) else scalar(c, m.active) for c in (c0, c1, c2, c3)]
+    width = counters[0].dtype.primitive_bitwidth
+    if counters[0].dtype.is_float or width not in (32, 64):
+        raise KernelTypeError(f"tl.philox needs 32- or 64-bit counters, got {counters[0].dtype}")
+    words = [casts.bitcast(m, c, dtypes.uint32 if width == 32 else dtypes.uint64) for c in counters]
+    bits = np.asarray(casts.cast(m, key, dtypes.uint64).data(m.active))
+    low = bits.astype(np.uint32) if width == 32 else bits
+    high = (bits >> np.uint64(32)).astype(np.uint32) if width == 32 else np.zeros_like(bits)
+    k0, k1 = (result(m, word, words[0].dtype, key.shape) for word in (low, high))
+    return philox_rounds(m, words[0], words[1], words[2], words[3], k0, k1, n_rounds)
+
+
+@native("randint4x")
+def randint4x(m: Machine, seed: Operand, offset: Operand, n_rounds: int = _ROUNDS) -> _Blocks4:
+    """The counters are the low and the high half of the offset, 0 and 0."""
+    where = offset if isinstance(offset, Block) else scalar(offset, m.active)
+    if where.dtype.is_float:
+        raise KernelTypeError(f"the offsets of tl.rand and tl.randint must be integers, got {where.dtype}")
+    low, zero = casts.cast(m, where, dtypes.uint32), scalar(0, m.active, dtypes.uint32)
+    high = zero
+    if where.dtype.primitive_bitwidth > 32:
+        upper = np.asarray(where.data(m.active)) >> where.dtype.numpy.type(32)
+        high = result(m, upper.astype(np.uint32), dtypes.uint32, where.shape)
+    return philox(m, seed, low, high, zero, zero, n_rounds)
+
+
+@native("randint")
+def randint(m: Machine, seed: Operand, offset: Operand, n_rounds: int = _ROUNDS) -> Block:
+    return randint4x(m, seed, offset, n_rounds)[0]
+
+
+@native("uint_to_uniform_float", "uint32_to_uniform_float")
+def uniform(m: Machine, x: Block) -> Block:
+    """Integers of 32 or 64 bits, spread over [0, 1)."""
+    width = x.dtype.primitive_bitwidth
+    if x.dtype.is_float or width not in (32, 64):
+        raise KernelTypeError(f"tl.uint_to_uniform_float needs 32- or 64-bit integers, got {x.dtype}")
+    signed = np.ascontiguousarray(x.data(m.active)).view(f"i{width // 8}")
+    m.count_float_ops(x.num_elements)
+    scaled = np.where(signed < 0, ~signed, signed).astype(np.float32) * np.float32(_TO_UNIFORM[width])
+    return result(m, torch.from_numpy(scaled), dtypes.float32, x.shape)
+
+
+@native("rand")
+def rand(m: Machine, seed: Operand, offset: Operand, n_rounds: int = _ROUNDS) -> Block:
+    return uniform(m, randint(m, seed, offset, n_rounds))
+
+
+@native("rand4x")
+def rand4x(m: Machine, seed: Operand, offsets: Operand, n_rounds: int = _ROUNDS) -> tuple[Block, ...]:
+    return tuple(uniform(m, x) for x in randint4x(m, seed, offsets, n_rounds))
+
+
+@native("pair_uniform_to_normal")
+def box_muller(m: Machine, u1: Operand, u2: Operand) -> tuple[Operand, Operand]:
+    """sqrt(-2 ln u1) times the cosine and the sine of 2 pi u2."""
+    logarithm = arithmetic.unary(m, torch.log, binary(m, "max", _SMALLEST_UNIFORM, u1), "tl.log", transcendental=True)
+    squared = binary(m, "*", -2.0, logarithm)
+    radius = arithmetic.unary(m, torch.sqrt, squared, "tl.sqrt", transcendental=True)
+    angle = binary(m, "*", 2 * math.pi, u2)
+    if isinstance(angle, Block):
+        angle.temporary = radius.temporary = False  # both are used twice
+    cosine, sine = (arithmetic.unary(m, f, angle, "tl.cos", transcendental=True) for f in (torch.cos, torch.sin))
+    return binary(m, "*", radius, cosine), binary(m, "*", radius, sine)
+
+
+@native("randn")
+def randn(m: Machine, seed: Operand, offset: Operand, n_rounds: int = _ROUNDS) -> Operand:
+    first, second, _, _ = randint4x(m, seed, offset, n_rounds)
+    return box_muller(m, uniform(m, first), uniform(m, second))[0]
+
+
+@native("randn4x")
+def randn4x(m: Machine, seed: Operand, offset: Operand, n_rounds: int = _ROUNDS) -> tuple[Operand, ...]:
+    u1, u2, u3, u4 = rand4x(m, seed, offset, n_rounds)
+    return (*box_muller(m, u1, u2), *box_muller(m, u3, u4))

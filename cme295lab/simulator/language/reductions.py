@@ -160,6 +160,15 @@ def xor_sum(m: Machine, input: Block, axis: int | None = None, keep_dims: bool =
     )
 
 
+@native("reduce_or", method=True)
+def reduce_or(m: Machine, input: Block, axis: int | None, keep_dims: bool = False) -> Block:
+    x, at = _along(m, input, axis, "tl.reduce_or")
+    if x.dtype.is_float:
+        raise KernelTypeError(f"tl.reduce_or needs integers, got {x.dtype}")
+    whole = np.bitwise_or.reduce(_written_out(m, x, at), axis=at + 1)
+    return _finish(m, whole, x.dtype, x, at, keep_dims, _rank(input, axis))
+
+
 Blocks = Block | tuple[Block, ...] | list[Block]
 
 
