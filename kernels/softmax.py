@@ -12,9 +12,7 @@ import triton.language as tl
 
 
 @triton.jit
-def plain_softmax_kernel(
-    x_ptr, y_ptr, num_cols, stride_xm, stride_xn, stride_ym, stride_yn, BLOCK_N: tl.constexpr
-):
+def plain_softmax_kernel(x_ptr, y_ptr, num_cols, stride_xm, stride_xn, stride_ym, stride_yn, BLOCK_N: tl.constexpr):
     """y = softmax(x) for one row, BLOCK_N elements at a time, in three passes over it. Grid: (rows,)."""
     row = tl.program_id(0).to(tl.int64)
     offs_n = tl.arange(0, BLOCK_N)

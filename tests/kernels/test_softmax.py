@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from cme295lab import simulator
-from cme295lab.kernels.softmax import online_softmax_kernel, softmax_kernel, plain_softmax_kernel
+from cme295lab.kernels.softmax import online_softmax_kernel, plain_softmax_kernel, softmax_kernel
 
 KERNELS = [plain_softmax_kernel, softmax_kernel, online_softmax_kernel]
 
