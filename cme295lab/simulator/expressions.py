@@ -7,27 +7,23 @@ microsecond or two, the operation behind it works on every program of the batch.
 from __future__ import annotations
 
 import ast
-import builtins
-import functools
-import sys
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
-from cme295lab.simulator import arithmetic, frontend
+from cme295lab.simulator import arithmetic
+from cme295lab.simulator.aggregates import Aggregate
 from cme295lab.simulator.arithmetic import binary
 from cme295lab.simulator.compound import Compound, parts
-from cme295lab.simulator.divergence import Differs, Group, Variables, reconverge
-from cme295lab.simulator.dtypes import BlockType
-from cme295lab.simulator.errors import KernelTypeError, SimulatorError, UnsupportedFeatureError
-from cme295lab.simulator.language import METHODS, NATIVE, Builtin
-from cme295lab.simulator.language.descriptors import Descriptor
+from cme295lab.simulator.divergence import Differs, Group, reconverge
+from cme295lab.simulator.errors import KernelTypeError, UnsupportedFeatureError
+from cme295lab.simulator.language import NATIVE
 from cme295lab.simulator.machine import Machine
+from cme295lab.simulator.names import Names
 from cme295lab.simulator.programs import ProgramSet
-from cme295lab.simulator.source import KernelSource
-from cme295lab.simulator.values import Block, Pointer, as_numpy
+from cme295lab.simulator.values import Block, as_numpy, scalar
 
 OPERATORS: dict[type[ast.AST], str] = {
     ast.Add: "+",
@@ -49,69 +45,18 @@ OPERATORS: dict[type[ast.AST], str] = {
     ast.Eq: "==",
     ast.NotEq: "!=",
 }
-_SOLE_REFERENCE = 2  # the local variable and getrefcount's own argument
-_PYTHON_FUNCTIONS = frozenset(
-    [
-        "range",
-        "min",
-        "max",
-        "abs",
-        "len",
-        "int",
-        "float",
-        "bool",
-        "print",
-        "tuple",
-        "isinstance",
-        "type",
-        "zip",
-        "enumerate",
-    ]
-)
+METHOD_NAMES: dict[type[ast.AST], str] = {
+    ast.Add: "__add__", ast.Sub: "__sub__", ast.Mult: "__mul__", ast.Div: "__truediv__", ast.FloorDiv: "__floordiv__",
+    ast.Mod: "__mod__", ast.Pow: "__pow__", ast.LShift: "__lshift__", ast.RShift: "__rshift__", ast.BitAnd: "__and__",
+    ast.BitOr: "__or__", ast.BitXor: "__xor__",
+}  # fmt: skip
 
 
-class Language:
-    """Stands for the modules `triton` and `triton.language` in a kernel."""
-
-
-LANGUAGE = Language()
-
-
-class KernelFunction:
-    """A jit function that a kernel can call."""
-
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
-
-
-class Range:
-    """`range`, `tl.range` or `tl.static_range` with its bounds."""
-
-    def __init__(self, m: Machine, *bounds: Any, static: bool = False, **options: Any) -> None:
-        if not 1 <= len(bounds) <= 3:
-            raise KernelTypeError(f"range takes one to three bounds, got {len(bounds)}")
-        self.static = static or options.get("static", False)
-        start, stop = (0, bounds[0]) if len(bounds) == 1 else bounds[:2]
-        self.bounds = (start, stop, bounds[2] if len(bounds) == 3 else 1)
-
-
-class Frame:
-    """One call of a jit function: its variables, and what its programs have returned so far."""
-
-    def __init__(self, source: KernelSource, variables: Variables) -> None:
-        self.source = source
-        self.variables = variables
-        self.returned: list[tuple[ProgramSet, Any]] = []
-        self.lent = set(variables)  # parameters not assigned to yet: the caller counts their bytes
-        self.last_reads: frozenset[str] = frozenset()  # of the statement that runs
-
-
-class Expressions(ABC):
+class Expressions(Names):
     """Evaluates expressions in the current frame; `Interpreter` adds statements and calls of jit functions."""
 
     def __init__(self, machine: Machine) -> None:
-        self.m = machine
-        self.frame: Frame
+        super().__init__(machine)
         self._evaluators: dict[type, Callable[[Any], Any]] = {
             getattr(ast, name.removeprefix("eval_")): getattr(self, name)
             for name in dir(self)
@@ -119,8 +64,8 @@ class Expressions(ABC):
         }
 
     @abstractmethod
-    def call(self, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
-        """Call anything a kernel can call."""
+    def bind(self, target: ast.expr, value: Any) -> None:
+        """Assign to a variable, or to the variables of a tuple."""
 
     def eval(self, node: ast.expr, *, discard: bool = False) -> Any:
         """The value of an expression; intermediate results count as on-chip bytes until their consumer is done.
@@ -164,116 +109,15 @@ class Expressions(ABC):
         return node.value
 
     def eval_Name(self, node: ast.Name) -> Any:
-        return self._name(node.id)
+        return self.name(node.id)
 
-    def _name(self, name: str) -> Any:
-        variables = self.frame.variables
-        if name in variables:
-            value = variables[name]
-            if isinstance(value, Differs):
-                raise value.error()
-            if name in self.frame.last_reads and value.__class__ is Block:
-                del variables[name]
-                value.expiring = sys.getrefcount(value) == _SOLE_REFERENCE
-            return value
-        source = self.frame.source
-        if name in source.closure:
-            return self._outside(name, source.closure[name].cell_contents)
-        if name in source.globals:
-            return self._outside(name, source.globals[name])
-        if name in _PYTHON_FUNCTIONS:
-            return Builtin(name, lambda m, *args, **kwargs: self._python_builtin(name, *args, **kwargs))
-        raise SimulatorError(f"the name {name!r} is not defined (or not on the path that was taken)")
-
-    def _outside(self, name: str, value: Any) -> Any:
-        """An object that the kernel finds outside itself."""
-        known = self.frame.source.resolved.get(name)
-        if known is not None and known[0] is value:
-            return known[1]
-        if not frontend.is_constant_global(value):
-            raise KernelTypeError(
-                f"the global {name!r} is a {type(value).__name__}: Triton lets kernels see only tl.constexpr globals; "
-                f"write {name} = tl.constexpr(...), or pass it as an argument"
-            )
-        found = self._resolve(value)
-        self.frame.source.resolved[name] = (value, found)
-        return found
-
-    def _resolve(self, value: Any) -> Any:
-        if isinstance(value, Block | int | float | str | Builtin):
-            return value
-        return frontend.resolve(value, native=NATIVE.get, language=LANGUAGE, kernel=KernelFunction)
-
-    def _python_builtin(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        m = self.m
-        if name == "range":
-            return Range(m, *args, **kwargs)
-        if name in ("min", "max") and any(isinstance(a, Block) for a in args):
-            return functools.reduce(lambda a, b: binary(m, name, a, b), args)
-        if name == "abs" and isinstance(args[0], Block):
-            return NATIVE["abs"](m, args[0])
-        if name == "print" and any(isinstance(a, Block) for a in args):
-            return NATIVE["device_print"](m, "", *args)
-        if name == "len" and isinstance(args[0], Block):
-            return args[0].shape[0]
-        return getattr(builtins, name)(*args, **kwargs)
+    def eval_NamedExpr(self, node: ast.NamedExpr) -> Any:
+        value = run_time_value(self.m, self.eval(node.value))
+        self.bind(node.target, value)
+        return value
 
     def eval_Attribute(self, node: ast.Attribute) -> Any:
-        owner, name = self.eval(node.value), node.attr
-        if isinstance(owner, Language):
-            return self._language_member(name)
-        if isinstance(owner, Block):
-            return self._block_attribute(owner, name)
-        if isinstance(owner, Compound):
-            return self._compound_attribute(owner, name)
-        if isinstance(owner, int | float) and name in METHODS:
-            return _method(name, owner)
-        if isinstance(owner, int | float) and name == "value":
-            return owner
-        return self._resolve(getattr(owner, name))
-
-    def _language_member(self, name: str) -> Any:
-        if name in NATIVE:
-            return NATIVE[name]
-        if name in ("language", "math", "core", "standard", "extra", "libdevice", "random", "cuda"):
-            return LANGUAGE
-        if name in ("range", "static_range"):
-            return Builtin(
-                name, lambda m, *args, **kwargs: Range(m, *args, **{"static": name == "static_range", **kwargs})
-            )
-        if name == "tuple":
-            return tuple
-        member = frontend.language_member(name)
-        if member is None:
-            raise UnsupportedFeatureError(f"tl.{name}", "the installed Triton has no such name either")
-        return self._resolve(member)
-
-    def _compound_attribute(self, owner: Any, name: str) -> Any:
-        """An attribute or method of a descriptor, a block pointer or an aggregate."""
-        method = owner.method(name) if isinstance(owner, Descriptor) else None
-        if method is not None:
-            return Builtin(name, method)
-        if name in METHODS:
-            return _method(name, owner)
-        if not hasattr(owner, name):
-            raise KernelTypeError(f"a {type(owner).__name__} has no attribute {name!r}")
-        return self._resolve(getattr(owner, name))
-
-    def _block_attribute(self, block: Block, name: str) -> Any:
-        if name == "dtype":
-            return block.pointer_type if isinstance(block, Pointer) else block.dtype
-        if name == "shape":
-            return block.shape
-        if name == "T":
-            return NATIVE["trans"](self.m, block)
-        if name == "numel":
-            return block.num_elements
-        if name == "type":
-            element = block.pointer_type if isinstance(block, Pointer) else block.dtype
-            return BlockType(element, block.shape) if block.shape else element
-        if name in METHODS:
-            return _method(name, block)
-        raise UnsupportedFeatureError(f"the attribute .{name} of a kernel value")
+        return self.attribute(self.eval(node.value), node.attr)
 
     def eval_Call(self, node: ast.Call, *, discard: bool = False) -> Any:
         function = self.eval(node.func)
@@ -283,20 +127,40 @@ class Expressions(ABC):
                 args.extend(self.eval(argument.value))
             else:
                 args.append(self.eval(argument))
-        kwargs = {k.arg: self.eval(k.value) for k in node.keywords if k.arg is not None}
+        kwargs = {}
+        for keyword in node.keywords:
+            if keyword.arg is None:
+                raise UnsupportedFeatureError(f"** in the call {ast.unparse(node)!r}", "write the keywords out")
+            kwargs[keyword.arg] = self.eval(keyword.value)
         self.m.discard_result = discard
         return self.call(function, args, kwargs)
 
     def eval_BinOp(self, node: ast.BinOp) -> Any:
-        left, right = self.eval(node.left), self.eval(node.right)
-        operator = OPERATORS.get(type(node.op))
+        return self.operation(node, node.op, self.eval(node.left), self.eval(node.right))
+
+    def operation(self, node: ast.AST, op: ast.operator, left: Any, right: Any) -> Any:
+        """`left op right`; `node` is quoted in messages."""
+        operator = OPERATORS.get(type(op))
         if operator is None:
             raise UnsupportedFeatureError(f"the operator in {ast.unparse(node)!r}")
-        if isinstance(left, tuple) and isinstance(right, tuple):
-            return left + right
+        if isinstance(left, tuple | Aggregate) or isinstance(right, tuple | Aggregate):
+            return self._compound_operation(node, op, left, right)
         if operator == "**" and (isinstance(left, Block) or isinstance(right, Block)):
             raise UnsupportedFeatureError("** on kernel values", "multiply, or use tl.exp2(tl.log2(x) * y)")
         return binary(self.m, operator, left, right)
+
+    def _compound_operation(self, node: ast.AST, op: ast.operator, left: Any, right: Any) -> Any:
+        """Tuples are joined and repeated; aggregates may define operators."""
+        if isinstance(left, tuple):
+            if isinstance(op, ast.Add) and isinstance(right, tuple):
+                return left + right
+            if isinstance(op, ast.Mult) and isinstance(right, int):
+                return left * right
+        method = METHOD_NAMES.get(type(op), "")
+        for owner, other, name in ((left, right, method), (right, left, method.replace("__", "__r", 1))):
+            if isinstance(owner, Aggregate) and hasattr(owner.kind.cls, name):
+                return self.call(self.attribute(owner, name), [other], {})
+        raise KernelTypeError(f"{ast.unparse(node)!r} has no meaning for these operands")
 
     def eval_UnaryOp(self, node: ast.UnaryOp) -> Any:
         value = self.eval(node.operand)
@@ -307,21 +171,40 @@ class Expressions(ABC):
         return arithmetic.invert(self.m, value, logical=isinstance(node.op, ast.Not))
 
     def eval_BoolOp(self, node: ast.BoolOp) -> Any:
-        is_and = isinstance(node.op, ast.And)
-        value = self.eval(node.values[0])
-        for other in node.values[1:]:
+        return self._all_or_any(isinstance(node.op, ast.And), (lambda v=v: self.eval(v) for v in node.values))  # type: ignore[misc]
+
+    def _all_or_any(self, is_and: bool, operands: Iterable[Callable[[], Any]]) -> Any:
+        """`and` or `or`: a compile-time operand decides or is left out, the others are combined element by element."""
+        combined: Any = None
+        value: Any = None
+        for operand in operands:
+            value = operand()
             if not isinstance(value, Block):
                 if bool(value) != is_and:
                     return value
-                value = self.eval(other)
-            else:
-                value = arithmetic.logical(self.m, "and" if is_and else "or", value, self.eval(other))
-        return value
+                continue
+            combined = (
+                value if combined is None else arithmetic.logical(self.m, "and" if is_and else "or", combined, value)
+            )
+        return value if combined is None else combined
 
     def eval_Compare(self, node: ast.Compare) -> Any:
-        if len(node.ops) != 1:
-            raise UnsupportedFeatureError("a chained comparison", "write (a < b) & (b < c)")
-        left, right, op = self.eval(node.left), self.eval(node.comparators[0]), node.ops[0]
+        left = self.eval(node.left)
+        if len(node.ops) == 1:
+            return self._compare(node.ops[0], left, self.eval(node.comparators[0]))
+        between = [left]
+
+        def pair(op: ast.cmpop, comparator: ast.expr) -> Any:
+            right = self.eval(comparator)
+            keep(right)
+            first, between[0] = between[0], right
+            return self._compare(op, first, right)
+
+        keep(left)
+        pairs = zip(node.ops, node.comparators, strict=True)
+        return self._all_or_any(True, (lambda o=o, c=c: pair(o, c) for o, c in pairs))  # type: ignore[misc]
+
+    def _compare(self, op: ast.cmpop, left: Any, right: Any) -> Any:
         if isinstance(op, ast.Is | ast.IsNot):
             return (left is right) == isinstance(op, ast.Is)
         if isinstance(op, ast.In | ast.NotIn):
@@ -355,8 +238,32 @@ class Expressions(ABC):
     def eval_List(self, node: ast.List) -> tuple[Any, ...]:
         return tuple(self.eval(e) for e in node.elts)
 
+    def eval_ListComp(self, node: ast.ListComp) -> tuple[Any, ...]:
+        """A comprehension over a tuple; its variable belongs to the kernel, as in Triton."""
+        if len(node.generators) != 1:
+            raise UnsupportedFeatureError(f"nested comprehensions ({ast.unparse(node)!r})", "use one loop in each")
+        (generator,) = node.generators
+        items = self.eval(generator.iter)
+        if not isinstance(items, tuple | list):
+            raise UnsupportedFeatureError(f"{ast.unparse(node)!r}", "a comprehension runs over a tuple")
+        found = []
+        for item in items:
+            self.bind(generator.target, item)
+            if all(self.truth(self.eval(test)) for test in generator.ifs):
+                found.append(self.eval(node.elt))
+        return tuple(found)
+
     def eval_JoinedStr(self, node: ast.JoinedStr) -> str:
-        return "".join(str(self.eval(v.value if isinstance(v, ast.FormattedValue) else v)) for v in node.values)
+        return "".join(self._text(part) for part in node.values)
+
+    def _text(self, part: ast.expr) -> str:
+        """One piece of an f-string."""
+        if not isinstance(part, ast.FormattedValue):
+            return str(self.eval(part))
+        value = self.eval(part.value)
+        if isinstance(value, Block):
+            raise KernelTypeError(f"an f-string is made at compile time; {ast.unparse(part.value)!r} is not known then")
+        return repr(value) if part.conversion == ord("r") else str(value)
 
     def eval_Slice(self, node: ast.Slice) -> slice:
         return slice(*(None if part is None else self.eval(part) for part in (node.lower, node.upper, node.step)))
@@ -375,9 +282,13 @@ class Expressions(ABC):
         return value
 
 
-def _method(name: str, owner: Any) -> Builtin:
-    """`x.name(...)`: the function with x as its first argument."""
-    return Builtin(name, lambda m, *args, **kwargs: NATIVE[name](m, owner, *args, **kwargs))
+def run_time_value(m: Machine, value: Any) -> Any:
+    """What a variable gets: a number becomes a scalar of the kernel, which takes part in promotion as blocks do."""
+    if isinstance(value, int | float):
+        return scalar(value, m.active)
+    if type(value) is tuple:
+        return tuple(run_time_value(m, v) for v in value)
+    return value
 
 
 def keep(value: Any) -> None:

@@ -85,23 +85,69 @@ def constant_value(x: Any) -> Any:
 
 def is_constant_global(x: Any) -> bool:
     """Whether Triton lets a kernel use this object from outside the kernel."""
-    is_triton = _is_instance(x, "constexpr", "dtype", "ConstexprFunction") or _is_language(x)
+    is_triton = _is_instance(x, "constexpr", "dtype", "ConstexprFunction") or _is_language(x) or is_aggregate(x)
     return is_triton or is_kernel(x) or isinstance(x, types.ModuleType) or hasattr(x, "_fields")
 
 
-def resolve(x: Any, *, native: Callable[[str], Any | None], language: Any, kernel: Callable[[Any], Any]) -> Any:
+def is_compile_time_function(x: Any) -> bool:
+    """Whether x was made by `triton.constexpr_function`."""
+    return _is_instance(x, "ConstexprFunction")
+
+
+def call_at_compile_time(function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
+    """Call a Python function on compile-time values, types as Triton's own."""
+    return function(*map(_triton_type, args), **{n: _triton_type(v) for n, v in kwargs.items()})
+
+
+def _triton_type(x: Any) -> Any:
+    """Triton's object for one of the simulator's types; anything else as it is."""
+    if not isinstance(x, dtypes.DType | dtypes.PointerType) or not available():
+        return x
+    import triton.language as tl
+
+    return tl.dtype(x.name) if isinstance(x, dtypes.DType) else tl.pointer_type(_triton_type(x.element_ty))
+
+
+def is_aggregate(x: Any) -> bool:
+    """Whether x is a class made by `triton.language.core._aggregate`."""
+    return isinstance(x, type) and getattr(x, "__triton_builtin__", False) and hasattr(x, "hash_attrs")
+
+
+def aggregate_fields(cls: Any) -> tuple[str, ...]:
+    """The fields of an aggregate, in order."""
+    return tuple(getattr(cls, "__aggregate_fields__", cls.__annotations__))
+
+
+def aggregate_constructor(cls: Any) -> Callable[..., Any] | None:
+    """The `__init__` that the author of an aggregate wrote; None if Triton made one."""
+    constructor = cls.hash_attrs[0]
+    function = constructor.fn if hasattr(constructor, "fn") else constructor
+    return None if (getattr(function, "__module__", "") or "").startswith("triton.") else function
+
+
+def resolve(
+    x: Any,
+    *,
+    native: Callable[[str], Any | None],
+    device_library: Callable[[str], Any | None],
+    language: Callable[[str], Any],
+    kernel: Callable[[Any], Any],
+) -> Any:
     """The simulator's counterpart of an object that a kernel refers to.
 
     Args:
         x: a module, type, constant or function from the kernel's globals or closure.
         native: looks up the simulator's own version of a function of `triton.language` by name.
-        language: stands for the modules `triton` and `triton.language`.
+        device_library: the same for functions of `libdevice`.
+        language: what stands for a module of Triton, by the module's name.
         kernel: wraps a jit function so that it can be called from a kernel.
     """
     if isinstance(x, types.ModuleType):
-        return language if x.__name__.split(".")[0] == "triton" else x
+        return language(x.__name__) if x.__name__.split(".")[0] == "triton" else x
     if _is_instance(x, "constexpr"):
-        return resolve(x.value, native=native, language=language, kernel=kernel)
+        return resolve(x.value, native=native, device_library=device_library, language=language, kernel=kernel)
+    if _is_instance(x, "pointer_type"):
+        return dtypes.PointerType(dtypes.BY_NAME[x.element_ty.name])
     if _is_instance(x, "dtype"):
         if x.name not in dtypes.BY_NAME:
             raise UnsupportedFeatureError(f"the type tl.{x.name}")
@@ -110,11 +156,9 @@ def resolve(x: Any, *, native: Callable[[str], Any | None], language: Any, kerne
         function = kernel_function(x)
         own = native(function.__name__) if _is_language(function) else None
         return own if own is not None else kernel(function)
-    if _is_instance(x, "ConstexprFunction"):
-        return x.fn
     name = getattr(x, "__name__", None)
     if isinstance(name, str) and _is_language(x):
-        own = native(name)
+        own = (device_library(name) if x.__module__.endswith("libdevice") else None) or native(name)
         if own is None:
             raise UnsupportedFeatureError(f"tl.{name}")
         return own

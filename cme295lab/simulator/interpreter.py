@@ -13,14 +13,15 @@ from typing import Any
 
 import numpy as np
 
-from cme295lab.simulator import dtypes
-from cme295lab.simulator.arithmetic import binary
+from cme295lab.simulator import dtypes, frontend
+from cme295lab.simulator.aggregates import AggregateType
 from cme295lab.simulator.divergence import EMPTY, Group, Leaving, Variables, reconverge
 from cme295lab.simulator.dtypes import DType
 from cme295lab.simulator.errors import KernelTypeError, SimulatorError, UnsupportedFeatureError
-from cme295lab.simulator.expressions import OPERATORS, Expressions, Frame, KernelFunction, Range, keep
+from cme295lab.simulator.expressions import Expressions, keep, run_time_value
 from cme295lab.simulator.language import NATIVE, Builtin
 from cme295lab.simulator.machine import AssignEvent, Machine
+from cme295lab.simulator.names import CompileTimeFunction, Frame, KernelFunction, Range
 from cme295lab.simulator.programs import ProgramSet
 from cme295lab.simulator.source import KernelSource, kernel_source
 from cme295lab.simulator.values import Block, as_numpy, scalar
@@ -43,38 +44,48 @@ class Interpreter(Expressions):
 
     def run(self, function: Callable[..., Any], arguments: Variables) -> None:
         """Run a kernel for the machine's active programs."""
-        self._enter(kernel_source(function), {n: self._resolve(v) for n, v in arguments.items()})
+        self._enter(kernel_source(function), {n: self.resolve(v) for n, v in arguments.items()})
 
     def call(self, function: Any, args: list[Any], kwargs: dict[str, Any]) -> Any:
         """Call anything a kernel can call."""
         m = self.m
         if isinstance(function, Builtin):
             return function(m, *args, **kwargs)
+        if isinstance(function, AggregateType):
+            return function.make(args, kwargs, self.resolve)
         if isinstance(function, KernelFunction):
             source = kernel_source(function.function)
+            if function.owner is not None:
+                args.insert(0, function.owner)
             try:
                 bound = source.signature.bind(*args, **kwargs)
             except TypeError as error:
                 raise KernelTypeError(f"{source.name}: {error}") from None
             bound.apply_defaults()
-            variables = {n: self._resolve(v) for n, v in bound.arguments.items()}
+            variables = {n: self.resolve(v) for n, v in bound.arguments.items()}
             for value in variables.values():
                 keep(value)
             args.clear()  # the variables are now the only holders of values that the caller has finished with
             kwargs.clear()
             del bound, value
             return self._enter(source, variables)
+        if isinstance(function, CompileTimeFunction):
+            function = functools.partial(frontend.call_at_compile_time, function.function, args, kwargs)
+            args, kwargs = [], {}
         if not callable(function):
             raise KernelTypeError(f"{function!r} cannot be called in a kernel")
+        if isinstance(function, type) and issubclass(function, tuple):  # a named tuple
+            return function(*args, **kwargs)
         if any(isinstance(a, Block) for a in (*args, *kwargs.values())):
             raise UnsupportedFeatureError(
                 f"calling the Python function {getattr(function, '__name__', function)} on kernel values"
             )
-        return self._resolve(function(*args, **kwargs))
+        return self.resolve(function(*args, **kwargs))
 
     def _enter(self, source: KernelSource, variables: Variables) -> Any:
         m, outer, entry = self.m, getattr(self, "frame", None), self.m.active
         held, temporary, line, line_text, place = m.held_bytes, m.temporary_bytes, m.line, m.line_text, m.source
+        statement = m.statement
         self.frame = frame = Frame(source, variables)
         m.source = source
         self.base, saved_base = held + temporary, self.base
@@ -92,6 +103,7 @@ class Interpreter(Expressions):
         finally:
             m.active, m.held_bytes, m.temporary_bytes = entry, held, temporary
             m.line, m.line_text, m.source = line, line_text, place
+            m.statement = statement
             self.base = saved_base
             if outer is not None:
                 self.frame = outer
@@ -109,9 +121,7 @@ class Interpreter(Expressions):
         for node in statements:
             if not len(m.active):
                 return
-            m.line = self.frame.source.line_number(node)
-            if m.recording:
-                m.line_text = self.frame.source.place(m.line).source
+            self._begin(node)
             if m.counting:
                 self._note_held(self.frame.source.live.before.get(node, frozenset()))
             self.frame.last_reads = self.frame.source.live.last_reads(node)
@@ -119,6 +129,15 @@ class Interpreter(Expressions):
             if handler is None:
                 raise UnsupportedFeatureError(f"the statement {ast.unparse(node).splitlines()[0]!r}")
             handler(node)
+
+    def _begin(self, node: ast.stmt) -> None:
+        """A statement, or the next turn of a loop, begins."""
+        m, source = self.m, self.frame.source
+        m.line = source.line_number(node)
+        m.begun += 1
+        m.statement = m.begun
+        if m.recording:
+            m.line_text = source.place(m.line).source
 
     def _note_held(self, names: frozenset[str]) -> None:
         """Bytes that variables hold during the next statement: those still needed, each value once."""
@@ -149,17 +168,27 @@ class Interpreter(Expressions):
     def do_Assign(self, node: ast.Assign) -> None:
         value = self.eval(node.value)
         for target in node.targets:
-            self.bind(target, value)
+            if isinstance(target, ast.Name) and target.id in self.frame.constants:  # name: tl.constexpr
+                self.frame.constants.discard(target.id)
+                self.bind(target, value)
+            else:
+                self.bind(target, run_time_value(self.m, value))
 
     def do_AnnAssign(self, node: ast.AnnAssign) -> None:
-        if node.value is not None:
-            self.bind(node.target, self.eval(node.value))
+        annotation = ast.unparse(node.annotation)
+        if node.value is None:
+            if annotation.endswith("constexpr") and isinstance(node.target, ast.Name):
+                self.frame.constants.add(node.target.id)
+            return
+        value = self.eval(node.value)
+        self.bind(node.target, value if annotation.endswith("constexpr") else run_time_value(self.m, value))
 
     def do_AugAssign(self, node: ast.AugAssign) -> None:
         if not isinstance(node.target, ast.Name):
             raise UnsupportedFeatureError(f"{ast.unparse(node)!r}", "assign to a plain variable")
-        current = self._name(node.target.id)
-        self.bind(node.target, binary(self.m, OPERATORS[type(node.op)], current, self.eval(node.value)))
+        current = self.name(node.target.id)
+        value = self.operation(node, node.op, current, self.eval(node.value))
+        self.bind(node.target, run_time_value(self.m, value))
 
     def bind(self, target: ast.expr, value: Any) -> None:
         """Assign to a variable, or to the variables of a tuple."""
@@ -167,6 +196,8 @@ class Interpreter(Expressions):
             keep(value)
             self.frame.variables[target.id] = value
             self.frame.lent.discard(target.id)
+            for watcher in self.m.watchers:
+                watcher.assigned(self.m, target.id, value)
             if target.id in self.m.watch and isinstance(value, Block):
                 values = as_numpy(value.full(self.m.active)).copy()
                 self.m.counters.events.append(
@@ -236,6 +267,7 @@ class Interpreter(Expressions):
         for item in items:
             if not self.m.num_active:
                 return
+            self._begin(node)
             self.bind(node.target, item if dtype is None else scalar(item, self.m.active, dtype))
             self.body(node.body)
 
@@ -264,6 +296,7 @@ class Interpreter(Expressions):
             ids = m.active.ids
             position = first[ids] + turn * stride[ids]
             same = (position == position[0]).all()
+            self._begin(node)
             self.bind(
                 node.target, Block([(position[:1] if same else position).astype(dtype.numpy)], dtype, (), m.active)
             )
@@ -278,7 +311,8 @@ class Interpreter(Expressions):
         for _ in range(_MAX_ITERATIONS):
             if not m.num_active:
                 break
-            m.line, frame.last_reads = frame.source.line_number(node), frozenset()
+            self._begin(node)
+            frame.last_reads = frozenset()
             truth = self.truth(self.eval(node.test))
             if truth is False:
                 break

@@ -63,6 +63,11 @@ class Block:
         self.block_bytes = 0 if is_view or not shape else self.num_elements * dtype.itemsize
         self._narrowed: dict[ProgramSet, list[Array]] | None = None
 
+    def __repr__(self) -> str:
+        """As an error message names it."""
+        kind = f"pointer to {self.dtype}" if isinstance(self, Pointer) else str(self.dtype)
+        return f"<{kind} block of shape {self.shape}>" if self.shape else f"<{kind} scalar>"
+
     def terms(self, active: ProgramSet) -> list[Array]:
         """The arrays whose sum is the value, for the programs `active`."""
         if self.programs is active:

@@ -59,7 +59,7 @@ class Evaluator:
         """
         tensors = {n: v for n, v in given.items() if isinstance(v, torch.Tensor)}
         numbers = {n: v for n, v in given.items() if n not in tensors}
-        lines = [f"    {n} = {v!r}" for n, v in numbers.items()]
+        lines = [f"    {n}: tl.constexpr = {v!r}" for n, v in numbers.items()]
         for n, t in tensors.items():
             shape = (t.shape[0] // programs, *t.shape[1:]) if t.ndim else ()
             lines.append(f"    {n} = tl.load({_pointers(n, shape)})")

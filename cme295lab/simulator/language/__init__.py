@@ -18,9 +18,10 @@ from cme295lab.simulator.language import (
     shapes,
     standard,
 )
-from cme295lab.simulator.language.registry import METHODS, NATIVE, Builtin, native
+from cme295lab.simulator.language.registry import LIBDEVICE, METHODS, NATIVE, Builtin, native
 
 __all__ = [
+    "LIBDEVICE",
     "METHODS",
     "NATIVE",
     "Builtin",

@@ -187,6 +187,12 @@ def assume(m: Machine, cond: Operand) -> None:
     device_assert(m, cond, "tl.assume does not hold")
 
 
+@native("condition")
+def condition(m: Machine, arg1: Operand, disable_licm: bool = False) -> Operand:
+    """A while loop's condition with an option for the compiler."""
+    return arg1
+
+
 @native("static_assert")
 def static_assert(m: Machine, cond: object, msg: object = "") -> None:
     if isinstance(cond, Block):

@@ -23,6 +23,7 @@ class Builtin:
 
 
 NATIVE: dict[str, Builtin] = {}
+LIBDEVICE: dict[str, Builtin] = {}  # functions of triton.language.extra.libdevice, where they differ from `tl.…`
 METHODS: set[str] = set()
 
 
