@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import inspect
 import textwrap
 from typing import Any
@@ -12,23 +11,13 @@ from cme295lab.grading.observe import NOT_ATTEMPTED, StudentError, student_error
 from cme295lab.grading.result import Kind, Outcome
 
 
-def without_triton() -> Outcome | None:
-    """Say that nothing can be judged, where Triton is not installed."""
-    if importlib.util.find_spec("triton") is not None:
-        return None
-    cause = "Triton is not installed here (it has no package for macOS and Windows): do this part on Linux"
-    return Outcome(name="Triton is installed", kind=Kind.NOT_JUDGED, cause=cause)
-
-
 def refuse_kernel(kernel: Any, first_parameters: tuple[str, ...]) -> Outcome | None:
-    """Say why a kernel cannot be run: no Triton here, no kernel, other parameters, or a stub.
+    """Say why a kernel cannot be run: no kernel, other parameters, or a stub.
 
     Args:
         kernel: what the student handed over.
         first_parameters: the names with which its parameters must begin; the simulator counts under them.
     """
-    if (missing := without_triton()) is not None:
-        return missing
     function = getattr(kernel, "fn", None)
     if not inspect.isfunction(function):
         cause = f"hand over the @triton.jit kernel itself; this is a {type(kernel).__name__}"

@@ -10,6 +10,8 @@ from typing import Any
 
 import jupytext
 import torch
+import triton
+import triton.language as tl
 
 from cme295lab import simulator
 from cme295lab.grading.result import Kind
@@ -37,6 +39,7 @@ def written(topic: str, grade_id: str, *changes: Change) -> dict[str, Any]:
     filename = f"<student {next(_numbers)}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     names: dict[str, Any] = {"__name__": "student", "math": math, "simulator": simulator, "torch": torch}
+    names |= {"triton": triton, "tl": tl}
     names["Tensor"] = torch.Tensor
     exec(compile(source, filename, "exec"), names)
     return names

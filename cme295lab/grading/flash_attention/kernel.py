@@ -70,7 +70,7 @@ def properties(
             judge_traffic,
             needs=full,
         ),
-        _compiles(case(64, causal=True, blocks=(64, 64))),
+        *compilable(case(64, causal=True, blocks=(64, 64))),
     ]
 
 
@@ -86,7 +86,7 @@ def _property(name: str, case: Case, judge: Judge, *, weight: float = 1.0, needs
 
 
 def refuse(kernel: Any) -> Outcome | None:
-    """Say why a kernel cannot be run: no Triton here, no kernel, or a stub."""
+    """Say why a kernel cannot be run: no kernel, or a stub."""
     return refuse_kernel(kernel, _POINTERS)
 
 
@@ -226,9 +226,17 @@ def judge_on_chip_memory(case: Case, seen: Observation) -> Outcome:
     return Outcome(name="", kind=Kind.TOO_MUCH_MEMORY, difference=difference, cause=cause)
 
 
-def _compiles(case: Case) -> Property:
-    """The property that Triton's compiler accepts the kernel for a GPU; no GPU is needed for that."""
+def compilable(case: Case) -> list[Property]:
+    """The property that Triton's compiler accepts the kernel for a GPU; no GPU is needed for that.
 
+    Where there is no compiler (macOS, Windows), the list is empty and everything else is judged.
+    """
+    from cme295lab import simulator
+
+    return [_compiles(case)] if simulator.frontend.available() else []
+
+
+def _compiles(case: Case) -> Property:
     def observe(kernel: Any) -> Observation:
         from cme295lab import simulator
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from cme295lab.grading.exercise import Property
-from cme295lab.grading.kernels import without_triton
 from cme295lab.grading.observe import Observation, observe_call
 from cme295lab.grading.result import Kind, Outcome
 from cme295lab.units import format_bytes
@@ -86,7 +85,7 @@ def properties(*, seq: int = 192, dim: int = 16, ragged: int = 150) -> list[Prop
 def refuse(student: Any) -> Outcome | None:
     """Say why this is not the pair of functions."""
     if isinstance(student, tuple) and len(student) == 2 and all(callable(function) for function in student):
-        return without_triton()
+        return None
     cause = "hand over the two functions: (standard_forward_bytes, flash_forward_bytes)"
     return Outcome(name="there are two functions", kind=Kind.WRONG_SHAPE, cause=cause)
 

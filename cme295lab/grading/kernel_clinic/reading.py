@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from cme295lab.grading.exercise import Property
-from cme295lab.grading.kernels import without_triton
 from cme295lab.grading.observe import NOT_ATTEMPTED, Observation, observe_call
 from cme295lab.grading.result import Kind, Outcome
 
@@ -83,7 +82,7 @@ def refuse(student: Any) -> Outcome | None:
         return Outcome(name="there is a function", kind=Kind.WRONG_SHAPE, cause=cause)
     if inspect.isfunction(student) and "raise NotImplementedError" in inspect.getsource(student):
         return Outcome(name="the function is written", kind=NOT_ATTEMPTED.kind, cause=NOT_ATTEMPTED.cause)
-    return without_triton()
+    return None
 
 
 def _property(name: str, sentence: str) -> Property:
