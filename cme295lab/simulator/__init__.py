@@ -15,9 +15,9 @@ from __future__ import annotations
 
 from cme295lab.simulator.compiler import CompileReport, MainLoop, compile_report
 from cme295lab.simulator.errors import KernelTypeError, OutOfBoundsError, SimulatorError, UnsupportedFeatureError
-from cme295lab.simulator.trace import Launch, Step, TensorTraffic, Trace, enabled, is_enabled, trace
+from cme295lab.simulator.trace import Launch, Problem, Step, TensorTraffic, Trace, Watch, enabled, is_enabled, trace
 
 __all__ = [
-    "CompileReport", "KernelTypeError", "Launch", "MainLoop", "OutOfBoundsError", "SimulatorError", "Step",
-    "TensorTraffic", "Trace", "UnsupportedFeatureError", "compile_report", "enabled", "is_enabled", "trace",
+    "CompileReport", "KernelTypeError", "Launch", "MainLoop", "OutOfBoundsError", "Problem", "SimulatorError", "Step",
+    "TensorTraffic", "Trace", "UnsupportedFeatureError", "Watch", "compile_report", "enabled", "is_enabled", "trace",
 ]  # fmt: skip

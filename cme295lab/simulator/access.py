@@ -181,7 +181,7 @@ def store(m: Machine, pointer: Operand, value: Operand, mask: Operand | None = N
         else:
             _store_elements(m, access, words)
     if m.counting:
-        count(m, access, "store")
+        count(m, replace(access, stored=words) if m.observers else access, "store")
 
 
 def _store_rows(m: Machine, access: Access, words: np.ndarray) -> None:

@@ -75,6 +75,7 @@ class Access:
     mask: np.ndarray | None  # None: every lane is active
     rows: Rows | None
     prefix: int | None  # the mask keeps the first `prefix` elements of every row; 0: it keeps nothing
+    stored: np.ndarray | None = None  # the words that a store writes, (P or 1, *shape or 1); for observers
 
 
 def plan(m: Machine, pointer: Operand, mask: Operand | None, what: str, *, cut_rows: bool = True) -> Access:

@@ -19,7 +19,7 @@ from cme295lab.simulator.compound import Compound, parts, rebuilt
 from cme295lab.simulator.errors import SimulatorError, UnsupportedFeatureError
 from cme295lab.simulator.interpreter import Interpreter
 from cme295lab.simulator.language import descriptors
-from cme295lab.simulator.machine import Counters, Machine, Observer
+from cme295lab.simulator.machine import Counters, Machine, Observer, Watcher
 from cme295lab.simulator.source import KernelSource, kernel_source
 from cme295lab.simulator.storage import Storage
 from cme295lab.simulator.values import Pointer, scalar
@@ -45,6 +45,7 @@ class Settings:
     recording: bool = False
     watch: frozenset[str] = frozenset()
     observers: tuple[Observer, ...] = ()
+    watchers: tuple[Watcher, ...] = ()
     element_budget: int = ELEMENT_BUDGET
 
 
@@ -90,9 +91,11 @@ def launch(kernel: Any, grid: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     )  # fmt: skip
     machine = Machine(
         sizes, counting=settings.counting, recording=settings.recording, watch=settings.watch,
-        observers=settings.observers,
+        observers=settings.observers, watchers=settings.watchers, kernel_name=source.name,
     )  # fmt: skip
     machine.counters = outcome.counters
+    for watcher in settings.watchers:
+        watcher.begin(machine)
     arguments = {n: v if n in constant_names else _argument(n, v, machine, outcome.storages) for n, v in bound.items()}
     with torch.no_grad():
         _run_batches(source, arguments, machine, settings, tuple((n, str(v)) for n, v in outcome.constants.items()))

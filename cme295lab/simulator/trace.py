@@ -11,11 +11,16 @@ from typing import Any
 from cme295lab.hardware import Device, get_device
 from cme295lab.simulator import frontend
 from cme295lab.simulator.cost import AddressLog, Roofline, one_after_another
+from cme295lab.simulator.debug import Check, Problem, Problems, Watch, unseen
+from cme295lab.simulator.errors import SimulatorError
 from cme295lab.simulator.launch import Settings, launch
 from cme295lab.simulator.records import Launch, Step, TensorTraffic, launch_record, on_device, total_by_name
 from cme295lab.units import format_bytes, format_flops
 
-__all__ = ["Launch", "Step", "Table", "TensorTraffic", "Trace", "enabled", "is_enabled", "trace"]
+__all__ = [
+    "Launch", "Problem", "Problems", "Step", "Table", "TensorTraffic", "Trace", "Watch", "enabled", "is_enabled",
+    "trace",
+]  # fmt: skip
 
 
 _TEXT_COLUMNS = 2  # the first ones hold names, the others numbers
@@ -59,19 +64,22 @@ class Table:
         return f"{caption}<table><thead><tr>{row('th', columns)}</tr></thead><tbody>{body}</tbody></table>"
 
 
-@dataclass
+@dataclass(eq=False)
 class Trace:
     """Everything that was launched inside a `simulator.trace()` block.
 
     Attributes:
         device: the GPU whose limits the numbers are compared with.
         launches: one record per launch, in order.
+        record: whether steps are kept (see `Launch.walk`), and watched_names the variables whose values are.
     """
 
     device: Device
     launches: list[Launch] = field(default_factory=list)
     record: bool = False
-    watch: frozenset[str] = frozenset()
+    watched_names: frozenset[str] = frozenset()
+    _check: Check | None = field(default=None, repr=False)
+    _watches: list[Watch] = field(default_factory=list, repr=False)
 
     @property
     def tensors(self) -> dict[str, TensorTraffic]:
@@ -153,6 +161,59 @@ class Trace:
         """Time the simulator took."""
         return sum(x.seconds for x in self.launches)
 
+    @property
+    def problems(self) -> Problems:
+        """Races and reads of undefined memory, see `simulator.debug`; empty is what one wants.
+
+        Raises:
+            SimulatorError: the trace was not made with check=True.
+        """
+        return self._checked().problems
+
+    @property
+    def notes(self) -> Problems:
+        """Elements that several programs wrote without an order, but always with the same value."""
+        return self._checked().notes
+
+    def _checked(self) -> Check:
+        if self._check is None:
+            raise SimulatorError("nothing was checked: make the trace with simulator.trace(check=True)")
+        self._check.refresh()
+        return self._check
+
+    def watch(
+        self,
+        program: tuple[int, ...] = (0, 0, 0),
+        *,
+        variables: Collection[str] | None = None,
+        kernel: str | None = None,
+        launch: int | None = None,
+    ) -> Watch:
+        """Watch one program of a launch that follows: what it assigns, loads and stores, line by line, with values.
+
+        Args:
+            program: its grid coordinates; those left out are 0.
+            variables: show only assignments to these names.
+            kernel: the name of the kernel to watch; by default that of the next launch.
+            launch: which launch of this trace to watch, counted from 0; by default the next one (of that kernel).
+
+        Returns:
+            A view that is filled by the launch, to print or to look at its `steps`.
+
+        Raises:
+            SimulatorError: the trace's block is over; later, at the launch: there is no such program.
+            ValueError: the launch has been, or an argument is wrong.
+        """
+        if self not in _open_traces:
+            raise SimulatorError(
+                "t.watch(...) came too late: call it inside the `with simulator.trace() as t:` block, before the launch"
+            )
+        if launch is not None and launch < len(self.launches):
+            raise ValueError(f"launch {launch} has been: {len(self.launches)} are over; call t.watch before it")
+        watch = Watch(program, variables, kernel, launch)
+        self._watches.append(watch)
+        return watch
+
     def table(self) -> Table:
         """Bytes per kernel and tensor. The rows hold formatted text; the numbers are in `launches[i].tensors`."""
         rows = [
@@ -181,7 +242,15 @@ class Trace:
             f"{format_bytes(self.distinct_bytes)} distinct, "
             f"{format_flops(self.flops)}, {self.arithmetic_intensity:.1f} FLOP/byte; "
             f"one program holds up to {held} of {available} on chip ({self.device.name})"
+            f"{self._findings()}"
         )
+
+    def _findings(self) -> str:
+        if self._check is None:
+            return ""
+        found, notes = len(self.problems), len(self.notes)
+        said = f"; {found or 'no'} problem{'s' if found != 1 else ''}"
+        return said + (f", {notes} note{'s' if notes != 1 else ''}" if notes else "")
 
     def __str__(self) -> str:
         return str(self.table()) if self.launches else f"empty trace ({self.device.name})"
@@ -203,12 +272,20 @@ def is_enabled() -> bool:
 
 def _run(kernel: Any, grid: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     recording = any(t.record for t in _open_traces)
-    watch = frozenset().union(*(t.watch for t in _open_traces))
+    watch = frozenset().union(*(t.watched_names for t in _open_traces))
     log = AddressLog()
-    outcome = launch(
-        kernel, grid, args, kwargs,
-        Settings(counting=bool(_open_traces), recording=recording, watch=watch, observers=(log,)),
-    )  # fmt: skip
+    checks = [t._check for t in _open_traces if t._check is not None]
+    watches = tuple(w for t in _open_traces for w in t._watches if w.waits_for(len(t.launches)))
+    observers = (log, *(o for c in checks for o in c.begin_launch()), *watches)
+    settings = Settings(
+        counting=bool(_open_traces), recording=recording, watch=watch, observers=observers, watchers=watches
+    )
+    try:
+        with unseen(checks):
+            outcome = launch(kernel, grid, args, kwargs, settings)
+    finally:
+        for check in checks:
+            check.end_launch()
     if _open_traces:
         record = launch_record(outcome, recorded=recording, log=log, device=_open_traces[-1].device)
         for open_trace in _open_traces:
@@ -233,7 +310,9 @@ def enabled() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def trace(device: str | Device = "A100", *, record: bool = False, watch: Collection[str] = ()) -> Iterator[Trace]:
+def trace(
+    device: str | Device = "A100", *, record: bool = False, watch: Collection[str] = (), check: bool = False
+) -> Iterator[Trace]:
     """Run launches on CPU tensors in the simulator and count what they do.
 
     Args:
@@ -241,6 +320,8 @@ def trace(device: str | Device = "A100", *, record: bool = False, watch: Collect
         record: keep every load and store in order, for `Launch.walk`; takes memory in proportion to the number of
             accesses.
         watch: names of kernel variables whose values are kept at every assignment (needs record=True).
+        check: look for races and for reads of undefined memory, see `Trace.problems`; launches take several times as
+            long.
 
     Returns:
         A context manager that gives a `Trace`, filled while the block runs. Traces can be nested: each sees all
@@ -254,8 +335,8 @@ def trace(device: str | Device = "A100", *, record: bool = False, watch: Collect
         raise ValueError(f"watch={list(watch)!r} needs record=True: values are kept as steps of a program")
     if isinstance(watch, str):
         raise ValueError(f"watch must be a collection of names, got the string {watch!r}: write watch=({watch!r},)")
-    new = Trace(get_device(device), record=record, watch=frozenset(watch))
-    with enabled():
+    new = Trace(get_device(device), record=record, watched_names=frozenset(watch), _check=Check() if check else None)
+    with enabled(), new._check.following() if new._check else contextlib.nullcontext():
         _open_traces.append(new)
         try:
             yield new
