@@ -49,13 +49,16 @@ class Ledger:
         return importlib.metadata.version(self.package)
 
     @contextmanager
-    def launches(self, function: str) -> Iterator[None]:
-        """Counts what is launched inside, once it has ended without an error."""
+    def launches(self, function: str) -> Iterator[Callable[[], None]]:
+        """Notes what is launched inside; it counts once the function that this yields is called."""
         with simulator.trace() as t:
-            yield
-        assert t.launches, f"{function} launched no kernel"
-        self.kernels |= {launch.kernel for launch in t.launches}
-        self.functions.add(function)
+
+            def passed() -> None:
+                assert t.launches, f"{function} launched no kernel"
+                self.kernels |= {launch.kernel for launch in t.launches}
+                self.functions.add(function)
+
+            yield passed
 
     def row(self) -> str:
         """The package's row in docs/simulator.md."""
@@ -77,23 +80,24 @@ def check(
     `rounded_to`: the type that intermediate results are kept in, where it is coarser than that of the result.
     """
     name = name or getattr(function, "__qualname__", str(function))
-    with ledger.launches(name):
+    with ledger.launches(name) as passed:
         ours = [_leaf(x) for x in inputs]
         got = _tuple(function(*ours))
         seeds = [torch.randn_like(y) if _differentiable(y) else None for y in got]
         if backward:
             _backward(got, [s if s is None else s.clone() for s in seeds])  # some kernels write over them
-        exact = [_leaf(x, torch.float64) for x in inputs]
-        expected = _tuple(reference(*exact))
-        assert len(got) == len(expected), f"{name}: {len(got)} outputs, the reference has {len(expected)}"
-        for i, (a, b) in enumerate(zip(got, expected, strict=True)):
-            assert_close(a, b, f"{name}, output {i}", roundings, rounded_to)
-        if backward:
-            _backward(expected, [s if s is None else s.to(y.dtype) for s, y in zip(seeds, expected, strict=True)])
-            for i, (a, b) in enumerate(zip(ours, exact, strict=True)):
-                if isinstance(a, torch.Tensor) and a.requires_grad:
-                    assert a.grad is not None, f"{name}: no gradient of input {i}"
-                    assert_close(a.grad, b.grad, f"{name}, gradient of input {i}", roundings, rounded_to)
+    exact = [_leaf(x, torch.float64) for x in inputs]
+    expected = _tuple(reference(*exact))
+    assert len(got) == len(expected), f"{name}: {len(got)} outputs, the reference has {len(expected)}"
+    for i, (a, b) in enumerate(zip(got, expected, strict=True)):
+        assert_close(a, b, f"{name}, output {i}", roundings, rounded_to)
+    if backward:
+        _backward(expected, [s if s is None else s.to(y.dtype) for s, y in zip(seeds, expected, strict=True)])
+        for i, (a, b) in enumerate(zip(ours, exact, strict=True)):
+            if isinstance(a, torch.Tensor) and a.requires_grad:
+                assert a.grad is not None, f"{name}: no gradient of input {i}"
+                assert_close(a.grad, b.grad, f"{name}, gradient of input {i}", roundings, rounded_to)
+    passed()
 
 
 def assert_close(

@@ -35,6 +35,8 @@ with warnings.catch_warnings():
         parallel_simple_gla,
     )
 
+import itertools
+
 from tests.packages.harness import Ledger, check, randn
 from tests.packages.recurrences import delta_rule, recurrence
 
@@ -131,7 +133,7 @@ def test_gla_of_sequences_of_different_lengths_one_after_another():
     bounds = [0, 17, 81, 100]
 
     def reference(q, k, v, g):
-        parts = [tuple(x[:, a:b] for x in (q, k, v, g)) for a, b in zip(bounds, bounds[1:], strict=False)]
+        parts = [tuple(x[:, a:b] for x in (q, k, v, g)) for a, b in itertools.pairwise(bounds)]
         return torch.cat([recurrence(*part[:3], scale=SCALE, decay=part[3])[0] for part in parts], 1)
 
     same(chunk_gla, reference, *qkv(FP32), decays(WIDTH), cu_seqlens=torch.tensor(bounds))
