@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from cme295lab.simulator.compiler import mix
 from cme295lab.simulator.compiler.ir import Dot, SourceFacts
-from cme295lab.simulator.compiler.sass import Instruction
+from cme295lab.simulator.compiler.lowered import Lowered
 from cme295lab.units import format_bytes
 
 if TYPE_CHECKING:
@@ -15,17 +14,18 @@ if TYPE_CHECKING:
 
 LOW_OCCUPANCY = 0.25  # below this there is advice
 _WIDEST = 16  # bytes that a thread moves with one instruction
+_NARROW = 8  # fewer than these deserve a word
 _FEWEST_MULTIPLY_ADDS = 16  # in a loop, for it to look like a product written by hand
 _WARP = 32
 
 
-def warnings_for(report: CompileReport, facts: SourceFacts, code: Sequence[Instruction]) -> list[str]:
+def warnings_for(report: CompileReport, facts: SourceFacts, accesses: Sequence[Lowered]) -> list[str]:
     """One sentence per problem: what it is, and what to do."""
     return [
         *_memory(report),
         *_spills(report),
         *_tensor_cores(report, facts),
-        *_narrow(report, facts, code),
+        *_narrow(report, facts, accesses),
         *_pipeline(report),
     ]
 
@@ -75,36 +75,29 @@ def _tensor_cores(report: CompileReport, facts: SourceFacts) -> list[str]:
 
 
 def _reason(dot: Dot, report: CompileReport) -> str:
-    where = f"tl.dot{f' in line {dot.line}' if dot.line else ''}"
+    where = f"tl.dot{f' in line {dot.place[1]}' if dot.place else ''}"
     if dot.dtype == "f32" and dot.precision == "ieee":
         return (
             f'{where} on fp32 with input_precision "ieee" runs on the ordinary cores; "tf32" (10 bits of mantissa) or '
             "16-bit operands use tensor cores"
         )
-    if min(dot.m, dot.n) < 16:
-        side, name = min((dot.m, "M"), (dot.n, "N"))
-        return f"{name} of {where} is {side}; tiles of 16 or more on each side fill a matrix instruction"
-    if dot.k < 16:
-        return f"K of {where} is {dot.k}"
-    return f"{report.device.name} has none for {where} on {dot.dtype}"
+    return f"the compiler found none for {where} on {dot.dtype} operands on {report.device.name}"
 
 
-def _narrow(report: CompileReport, facts: SourceFacts, code: Sequence[Instruction]) -> list[str]:
+def _narrow(report: CompileReport, facts: SourceFacts, accesses: Sequence[Lowered]) -> list[str]:
     """Loads and stores that move fewer bytes a thread than the tile would give it."""
     found = []
     threads = report.num_warps * _WARP
-    opcodes = {"load": ("LDG", "LDGSTS"), "store": ("STG",)}
     for tile in facts.tiles:
-        bases = opcodes.get(tile.kind, ())
-        widths = [mix.width(i) for i in code if i.base in bases and i.line == tile.line]
+        widths = [a.width for a in accesses if a.kind == tile.kind and a.place == tile.place]
         possible = min(_WIDEST, tile.num_bytes // threads)
-        if widths and min(widths) < possible and min(widths) <= max(4, tile.element_bytes):
-            text = report.line_text(tile.line)
+        if tile.place and widths and min(widths) < min(possible, _NARROW):
+            text = report.line_text(tile.place)
             found.append(
-                f"uncoalesced: {tile.kind}s of {min(widths)} B per thread in line {tile.line}"
-                f"{f' ({text})' if text else ''}, where {possible} B are possible: the compiler cannot tell that "
-                "neighbours along the last axis are adjacent in memory and aligned; pass strides that are 1 or "
-                "divisible by 16, and let the last axis of the tile be the contiguous one"
+                f"uncoalesced: {tile.kind}s of {min(widths)} B per thread in line {tile.place[1]}"
+                f"{f' ({text})' if text else ''}, where {possible} B are possible: the compiler does not know that "
+                "neighbours in the tile are neighbours in memory, and aligned (a stride that is not 1, a size that is "
+                "not divisible by 16), or the tensor cores want the tile transposed"
             )
     return list(dict.fromkeys(found))
 

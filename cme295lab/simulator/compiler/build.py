@@ -23,6 +23,7 @@ from cme295lab.simulator.compiler.signature import Signature, signature_of
 from cme295lab.simulator.errors import SimulatorError
 from cme295lab.simulator.source import KernelSource, kernel_source
 
+OLDEST = 80  # compute capability that Triton supports
 _KEPT = 256
 _built: dict[tuple[Any, ...], Build] = {}
 
@@ -69,6 +70,10 @@ def build(kernel: Any, bound: dict[str, Any], device: Device, num_warps: int, nu
     frontend.require_triton()
     source = kernel_source(frontend.kernel_function(kernel))
     jit = _jit_function(kernel, source)
+    if device.compute_capability < OLDEST:
+        raise SimulatorError(
+            f"Triton compiles for sm_{OLDEST} and later; {device.name} is sm_{device.compute_capability}"
+        )
     signature = signature_of(jit, source.function, bound)
     options = {"num_warps": num_warps, "num_stages": num_stages}
     key = (jit.cache_key, signature.key(), device.compute_capability, num_warps, num_stages)

@@ -5,15 +5,15 @@ from __future__ import annotations
 import re
 
 from cme295lab.hardware import Device
-from cme295lab.simulator.errors import Place, SimulatorError
+from cme295lab.simulator.errors import SimulatorError
 from cme295lab.simulator.source import KernelSource
 
 _LONGEST = 300
 _NOISE = re.compile(r"[\^~ ]+$|at \d+:\d+:?$|Repro command|ptxas info")
 _ADVICE = (  # pattern of the message, what to do; {device} and groups of the pattern are filled in
     (r"Input shapes should have M >= \d+, N >= \d+ and K >= (?P<k>\d+)",
-     "no tensor cores: an inner dimension (K) this small does not fill a matrix instruction; "
-     "make the K of tl.dot at least {k}, padding with zeros"),
+     "No tensor cores: K, the inner dimension of tl.dot, does not fill a matrix instruction; make it at least {k}, "
+     "padding with zeros"),
     (r"Input shapes should have M >= \d+, N >= \d+", "make each side of the tiles of tl.dot at least that long"),
     (r"type fp8e4nv not supported in this architecture",
      "{device} has no float8_e4m3 (sm_89 and later have): use torch.float8_e5m2, or another device"),
@@ -36,15 +36,14 @@ def refusal(source: KernelSource, device: Device, error: Exception) -> Simulator
     advice = ""
     for pattern, remedy in _ADVICE:
         if (match := re.search(pattern, text)) is not None:
-            advice = ": " + remedy.format(device=device.name, **match.groupdict())
+            advice = f". {remedy[0].upper()}{remedy[1:]}".format(device=device.name, **match.groupdict())
             break
     made = SimulatorError(
         f"Triton cannot compile {source.name} for {device.name} (sm_{device.compute_capability}): {words}{advice}"
     )
     line = _line(text)
-    if line is not None and 1 <= line <= len(source.lines):
-        here = source.first_line + line - 1
-        made.locate(Place(kernel=source.name, file=source.file, line=here, source=source.lines[line - 1].rstrip()))
+    if line is not None:
+        made.locate(source.place(source.first_line + source.tree.lineno + line - 2))  # Triton counts from "def"
     return made
 
 
@@ -58,12 +57,13 @@ def _chain(error: BaseException) -> list[str]:
 
 
 def _short(text: str, source: KernelSource) -> str:
-    """The last paragraph that is no source listing and no command line."""
+    """The sentence that says what is wrong: no source listing, no command line, no name of an exception."""
     rows = [r.strip() for r in text.splitlines()]
     own = {r.strip() for r in source.lines}
     kept = [r for r in rows if r and r not in own and _NOISE.match(r) is None]
     best = next((r for r in kept if re.search(r"error|assert|support|must|should|exceed|cannot|Cannot|not ", r)), None)
     words = best or (kept[-1] if kept else text.strip().splitlines()[0] if text.strip() else "no message")
+    words = re.sub(r"^\w*(?:Error|Exception)\([\"'](.*?)\.?[\"']\)$", r"\1", words)
     return words if len(words) <= _LONGEST else words[: _LONGEST - 1] + "…"
 
 

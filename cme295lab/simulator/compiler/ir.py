@@ -18,12 +18,13 @@ _LOC = re.compile(r"loc\((#loc\d*)\)\s*$")
 _BITS = {"i1": 8, "f8E5M2": 8, "f8E4M3FN": 8}
 _MMA_TCGEN05 = re.compile(r"tcgen05\.mma\S*\.kind::(?P<kind>\w+)\S*\s+(?P<operands>[^;]*);")
 _PTX_LINE = re.compile(r"^\s*\.loc\s+\d+\s+(\d+)\s")
+Place = tuple[str, int]  # file name and line
 _K_BYTES = 32  # of operand that one tcgen05.mma multiplies along K
 
 
 @dataclass(frozen=True)
 class Dot:
-    """One tl.dot: M, N, K, how often (batch), operand type (MLIR's name), precision of fp32 operands, source line."""
+    """One tl.dot: M, N, K, how often (batch), operand type (MLIR's name), precision of fp32 operands, and where."""
 
     m: int
     n: int
@@ -31,22 +32,26 @@ class Dot:
     batch: int
     dtype: str
     precision: str
-    line: int | None
+    place: Place | None
 
     @property
     def flops(self) -> int:
         """2·M·N·K per execution and program, as the simulator counts."""
         return 2 * self.m * self.n * self.k * self.batch
 
+    @property
+    def parts(self) -> int:
+        """Products that it is made of: "tf32x3" sums three, for more bits than one has."""
+        return int(self.precision.rpartition("x")[2]) if "x" in self.precision else 1
+
 
 @dataclass(frozen=True)
 class Tile:
-    """A load, store or atomic of a whole tile: bytes of the tile, of an element, and the source line."""
+    """A load, store or atomic of a whole tile: bytes of the tile, and where."""
 
     kind: str
     num_bytes: int
-    element_bytes: int
-    line: int | None
+    place: Place | None
 
 
 @dataclass
@@ -66,23 +71,23 @@ class SourceFacts:
 
 def source_facts(ttir: str) -> SourceFacts:
     """Read Triton's first intermediate code (TTIR), in which loops and tiles are still those of the source."""
-    lines = _locations(ttir)
+    places = _locations(ttir)
     facts = SourceFacts()
     open_loops: list[tuple[int, list[Dot]]] = []  # depth of braces at the loop, its products
     depth = 0
     for row in ttir.splitlines():
         code = row.split(" loc(")[0]
         where = _LOC.search(row)
-        line = lines.get(where[1]) if where else None
-        if (dot := _dot(code, line)) is not None:
+        place = places.get(where[1]) if where else None
+        if (dot := _dot(code, place)) is not None:
             facts.dots.append(dot)
             if open_loops:
                 open_loops[-1][1].append(dot)
         elif (tile := _LOAD.search(code)) is not None:
             size = max(1, _BITS.get(tile["type"], _bits(tile["type"])) // 8)
-            facts.tiles.append(Tile(tile["kind"], size * prod(map(int, tile["shape"].split("x"))), size, line))
+            facts.tiles.append(Tile(tile["kind"], size * prod(map(int, tile["shape"].split("x"))), place))
         elif _PRODUCT.search(code) is not None:
-            facts.outer_products = facts.outer_products or _PRODUCT.search(code) is not None
+            facts.outer_products = True
         if _LOOP.search(code) is not None:
             open_loops.append((depth, []))
         depth += code.count("{") - code.count("}")
@@ -93,13 +98,13 @@ def source_facts(ttir: str) -> SourceFacts:
     return facts
 
 
-def _dot(code: str, line: int | None) -> Dot | None:
+def _dot(code: str, place: Place | None) -> Dot | None:
     match = _DOT.search(code)
     if match is None:
         return None
     a, c = ([int(n) for n in match[g].split("x")] for g in ("a", "c"))
     precision = _PRECISION.search(match["rest"])
-    return Dot(c[-2], c[-1], a[-1], prod(c[:-2]), match["type"], precision[1] if precision else "ieee", line)
+    return Dot(c[-2], c[-1], a[-1], prod(c[:-2]), match["type"], precision[1] if precision else "ieee", place)
 
 
 def _bits(name: str) -> int:
@@ -107,15 +112,15 @@ def _bits(name: str) -> int:
     return int(digits[0]) if digits else 64  # a pointer
 
 
-def _locations(ttir: str) -> dict[str, int]:
-    """Line number of each location; of a call that was inlined, the line of the call's innermost frame."""
-    found: dict[str, int] = {}
+def _locations(ttir: str) -> dict[str, Place]:
+    """Where each location is; of a call that was inlined, the place in the function that was called."""
+    found: dict[str, Place] = {}
     later: dict[str, str] = {}
     for name, place in re.findall(r"^(#loc\d*) = loc\((.*)\)$", ttir, re.MULTILINE):
-        direct = re.match(r'"[^"]*":(\d+):\d+', place)
+        direct = re.match(r'"([^"]*)":(\d+):\d+', place)
         inner = re.search(r"(#loc\d*)", place)
         if direct is not None:
-            found[name] = int(direct[1])
+            found[name] = (direct[1].rsplit("/", 1)[-1], int(direct[2]))
         elif inner is not None:
             later[name] = inner[1]
     for name in later:

@@ -25,8 +25,9 @@ class MainLoop:
         tensor_core_flops: FLOPs of its matrix instructions; None if their shape is not known.
         fp32_flops: FLOPs of its fp32 instructions, if all threads execute each.
         source_dot_flops: FLOPs of the tl.dot in one iteration of the source's loop; 0 without one.
-        iterations: iterations of the source's loop that one pass does: more than 1 if the loop is unrolled, or if the
-            tile is so small that warps do the same work twice. None if it does not come out as a whole number.
+        iterations: how many times the products of one iteration of the source's loop one pass does: more than 1 if
+            the loop is unrolled, or if the tile is so small that warps do the same work twice. None if there are none,
+            or if it does not come out as a whole number.
         loads_by_width: loads from global memory, as in `CompileReport`.
         loaded_bytes: bytes that these load, if no lane is masked; without TMA, whose boxes the code does not show.
         lines: source lines that it comes from, sorted.
@@ -45,8 +46,8 @@ class MainLoop:
 
     @property
     def flops_per_iteration(self) -> int | None:
-        """FLOPs of matrix products in one iteration of the source's loop, counted in the machine code: on tensor cores
-        from the shapes of the matrix instructions, otherwise from the fp32 instructions of a loop with a tl.dot."""
+        """FLOPs of matrix products in one iteration of the source's loop, counted in the machine code: from the shapes
+        of the matrix instructions, or without these, from all fp32 instructions of a loop with a tl.dot."""
         flops = self.tensor_core_flops or (self.fp32_flops if self.source_dot_flops else None)
         return flops // self.iterations if flops and self.iterations else flops
 
@@ -68,7 +69,7 @@ def main_loop(loops: Sequence[Loop], facts: SourceFacts, shapes: Shapes, num_war
     tensor = _tensor_flops(code, shapes, num_warps)
     floats = mix.float_flops(code, num_warps)
     done = tensor if any(map(mix.is_tensor, code)) else None
-    dot, iterations = _iterations(done, facts)
+    dot, iterations = _iterations(done, floats, facts)
     widths = mix.by_width(code, *_LOADS, "UTMALDG")
     return MainLoop(
         num_instructions=len(code),
@@ -119,14 +120,15 @@ def _tensor_flops(code: Sequence[Instruction], shapes: Shapes, num_warps: int) -
     return total
 
 
-def _iterations(flops: int | None, facts: SourceFacts) -> tuple[int, int | None]:
+def _iterations(tensor: int | None, floats: int, facts: SourceFacts) -> tuple[int, int | None]:
     """FLOPs of tl.dot per iteration of the source's loop, and how many iterations one pass does."""
-    per_loop = [sum(d.flops for d in dots) for dots in facts.loop_dots]
-    if not per_loop:
+    loops = [(sum(d.flops * d.parts for d in dots), sum(d.flops for d in dots)) for dots in facts.loop_dots]
+    if not loops:
         return 0, None
-    if not flops:
-        return max(per_loop), None
-    if flops in per_loop:
-        return flops, 1
-    largest = max(per_loop)
-    return largest, flops // largest if flops % largest == 0 else None
+    executed, counted = max(loops)
+    for candidate, flops in loops:
+        if candidate == tensor:
+            executed, counted = candidate, flops
+    if tensor:
+        return counted, tensor // executed if tensor % executed == 0 else None
+    return counted, floats // counted or None  # a loop has other fp32 work too

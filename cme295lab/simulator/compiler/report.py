@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import linecache
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,6 +12,7 @@ from cme295lab.simulator.compiler import mix, sass
 from cme295lab.simulator.compiler.advice import warnings_for
 from cme295lab.simulator.compiler.build import Build, build
 from cme295lab.simulator.compiler.ir import source_facts, tcgen05_shapes
+from cme295lab.simulator.compiler.lowered import Lowered, lowered_accesses
 from cme295lab.simulator.compiler.main_loop import MainLoop, main_loop
 from cme295lab.simulator.compiler.occupancy import occupancy
 from cme295lab.simulator.compiler.views import as_html, as_text
@@ -42,7 +44,8 @@ class CompileReport:
             (to registers), LDGSTS (cp.async, to shared memory), UTMALDG (TMA; one thread for a whole tile).
         shared_memory_ops: loads from and stores to shared memory, and tensor memory on sm_100, by opcode.
         instruction_mix: all instructions by class; main_loop: the loop that does the work, or None.
-        instructions_by_line: for each line of the kernel's file, the instructions that it became, by class.
+        accesses_by_line: accesses of one thread to global memory, by line of the kernel's file, and by kind and bytes:
+            {41: {"load 16 B": 4}}.
         warnings: what is wrong, a sentence each.
         asm: the stages of the compilation: "ttir", "ttgir", "llir", "ptx", "sass".
     """
@@ -66,7 +69,7 @@ class CompileReport:
     shared_memory_ops: dict[str, int]
     instruction_mix: dict[str, int]
     main_loop: MainLoop | None
-    instructions_by_line: dict[int, dict[str, int]]
+    accesses_by_line: dict[int, dict[str, int]]
     asm: dict[str, str]
     source: KernelSource
     warnings: list[str] = field(default_factory=list)
@@ -96,10 +99,15 @@ class CompileReport:
         """The machine code."""
         return self.asm["sass"]
 
-    def line_text(self, line: int | None) -> str:
-        """A line of the kernel's source; "" if the line is elsewhere."""
-        index = (line or 0) - self.source.first_line
-        return self.source.lines[index].strip() if 0 <= index < len(self.source.lines) else ""
+    def line_text(self, place: tuple[str, int]) -> str:
+        """A line of the kernel's file; "" if the place is in another file."""
+        file, line = place
+        index = line - self.source.first_line
+        if file != self.source.file:
+            return ""
+        if 0 <= index < len(self.source.lines):
+            return self.source.lines[index].strip()
+        return linecache.getline(self.source.function.__code__.co_filename, line).strip()
 
     def __str__(self) -> str:
         return as_text(self)
@@ -130,7 +138,7 @@ class CompileReport:
             "compute_capability": self.device.compute_capability,
             "shared_bytes_limit": self.device.max_shared_bytes_per_block,
             "main_loop": {f: getattr(loop, f) for f in fields} | {"lines": list(loop.lines)} if loop else None,
-            "instructions_by_line": {str(n): counts for n, counts in self.instructions_by_line.items()},
+            "accesses_by_line": {str(n): counts for n, counts in self.accesses_by_line.items()},
         }
         return made | ({"ptx": self.ptx, "sass": self.sass} if code else {})
 
@@ -200,10 +208,7 @@ def _report(made: Build, source: KernelSource, device: Device, num_stages: int) 
         device.compute_capability, registers=made.registers, num_warps=made.num_warps, shared_bytes=made.shared_bytes,
         tensor_memory_columns=made.tensor_memory_columns,
     )  # fmt: skip
-    by_line: dict[int, list[sass.Instruction]] = {}
-    for instruction in code:
-        if instruction.line is not None and instruction.file == source.file:
-            by_line.setdefault(instruction.line, []).append(instruction)
+    accesses = lowered_accesses(made.asm["llir"])
     report = CompileReport(
         kernel=made.name, device=device, num_warps=made.num_warps, num_stages=num_stages, registers=made.registers,
         stack_bytes=made.stack_bytes, spill_store_bytes=made.spill_store_bytes,
@@ -216,8 +221,18 @@ def _report(made: Build, source: KernelSource, device: Device, num_stages: int) 
         shared_memory_ops={b: n for b in _SHARED if (n := sum(i.base == b for i in code))},
         instruction_mix=mix.mix(code),
         main_loop=main_loop(sass.loops(code, labels), facts, tcgen05_shapes(made.asm["ptx"]), made.num_warps),
-        instructions_by_line={n: mix.mix(found) for n, found in sorted(by_line.items())},
+        accesses_by_line=_by_line(accesses, source.file),
         asm=made.asm, source=source,
     )  # fmt: skip
-    report.warnings.extend(warnings_for(report, facts, code))
+    report.warnings.extend(warnings_for(report, facts, accesses))
     return report
+
+
+def _by_line(accesses: list[Lowered], file: str) -> dict[int, dict[str, int]]:
+    counts: dict[int, dict[str, int]] = {}
+    for access in accesses:
+        if access.place is not None and access.place[0] == file:
+            found = counts.setdefault(access.place[1], {})
+            key = f"{access.kind} {access.width} B"
+            found[key] = found.get(key, 0) + 1
+    return dict(sorted(counts.items()))

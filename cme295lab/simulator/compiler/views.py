@@ -47,7 +47,8 @@ def _loop_rows(report: CompileReport) -> list[tuple[str, str]]:
         made.append(("loads in the loop", f"{_accesses(loop.loads_by_width)}{loaded}"))
     flops = loop.flops_per_iteration
     if flops:
-        unrolled = f"; one pass does the work of {loop.iterations}" if (loop.iterations or 1) > 1 else ""
+        several = f"; a pass does {loop.iterations} times this (unrolled, or warps repeat each other on a small tile)"
+        unrolled = several if (loop.iterations or 1) > 1 else ""
         agrees = f" (tl.dot in the source: {format_flops(loop.source_dot_flops)})" if loop.source_dot_flops else ""
         made.append(("products an iteration", f"{format_flops(flops)}{agrees}{unrolled}"))
     return made
