@@ -99,7 +99,7 @@ class AddressLog:
     memories: dict[str, Memory] = field(default_factory=dict)
     records: list[AccessRecord] = field(default_factory=list)
     _numbers: dict[object, int] = field(default_factory=dict)
-    _arrays: dict[tuple[tuple[int, ...], bytes], np.ndarray] = field(default_factory=dict)
+    _arrays: dict[tuple[str, tuple[int, ...], bytes], np.ndarray] = field(default_factory=dict)
     _regions: dict[int, int] = field(default_factory=dict)
     _size: int = 0
     _last: tuple[ProgramSet, int, np.ndarray] | None = None
@@ -121,7 +121,9 @@ class AddressLog:
             Layout(access.shape) if rows is None else Layout(access.shape, rows.axis - 1, rows.length), self.layouts
         )
         offsets, heads = self._split(m, access)
-        mask = None if access.mask is None else Mask(np.packbits(access.mask), access.mask.shape)
+        mask = None
+        if access.mask is not None:
+            mask = Mask(self._interned(np.packbits(access.mask)), access.mask.shape)
         rows_given = max(len(offsets), len(heads))
         repeats = len(programs) // rows_given if rows_given > 1 else 1
         self.records.append(AccessRecord(instruction, layout, programs, offsets, heads, mask, repeats))
@@ -136,7 +138,7 @@ class AddressLog:
                 pattern = starts[:1] - offsets[0]
                 return offsets.copy(), self._interned(pattern)
             pattern = flat[0] - offsets[0]
-            if (flat == offsets[:, None] + pattern).all():
+            if access.rows.offsets is not None or (flat == offsets[:, None] + pattern).all():
                 return offsets.copy(), self._interned(pattern.reshape(1, *starts.shape[1:]))
             return np.zeros(1, np.int64), _compact(starts)
         rank = len(access.shape)
@@ -151,10 +153,10 @@ class AddressLog:
 
     def _interned(self, array: np.ndarray) -> np.ndarray:
         """The one copy of an array that is kept."""
-        key = (array.shape, array.tobytes())
+        key = (array.dtype.str, array.shape, array.tobytes())
         found = self._arrays.get(key)
         if found is None:
-            found = self._arrays[key] = array.astype(np.int64)
+            found = self._arrays[key] = array.copy()
         return found
 
     def _programs(self, m: Machine) -> np.ndarray:

@@ -136,7 +136,7 @@ def _touched(build: _Builder, record: AccessRecord, vector: int) -> tuple[np.nda
         mask_key = None if mask is None else (mask.shape, mask.tobytes())
         key = (record.layout, id(record.heads), mask_key, k % LINE_BYTES, vector, memory.element_bytes)
         if key not in build.known:
-            elements, active = _lanes(build.log.layouts[record.layout], record.heads, mask)
+            elements, active = _lanes(build.log.layouts[record.layout], record.heads.astype(np.int64), mask)
             addresses = elements * memory.element_bytes + k % LINE_BYTES
             build.known[key] = build.add(_footprints(addresses, active, WARP_LANES * vector))
         numbers[i] = build.known[key]
