@@ -213,6 +213,8 @@ class Names(ABC):
             return tuple
         if name in _CLASSES:
             return _CLASSES[name]
+        if owner is DEVICE_LIBRARY:
+            raise UnsupportedFeatureError(f"libdevice.{name}")
         member = frontend.language_member(name)
         if member is None:
             raise UnsupportedFeatureError(f"tl.{name}", "the installed Triton has no such name either")
