@@ -55,11 +55,12 @@ def walked(
     if length >= 4 and (down or steps[3] == 1) and all((tile >= 0).all() for tile in tiles.values()):
         starts = [int(s) for tile in tiles.values() for s in tile[:, 0]]
         vector = next(v for v in (4, 2, 1) if all(s % (4 * v) == 0 for s in starts))
-    stored = 1 << 20
+    size = shape[0] * shape[1]
+    stored = (1 << 20) + 4 * np.arange(size)
     return [
         [
             *(Access("load", "x", requests_of(tiles[p, t], 32 * vector)) for t in range(turns + p % 2)),
-            Access("store", "out", requests_of(stored + 4 * np.arange(shape[0] * shape[1]) + 4 * p * row.size * column.size, 128)),
+            Access("store", "out", requests_of(stored + 4 * p * size, 128)),
         ]
         for p in range(programs)
     ]  # fmt: skip
