@@ -92,9 +92,9 @@ def parse(text: str) -> tuple[list[Instruction], dict[str, int]]:
 
 def loops(instructions: list[Instruction], labels: dict[str, int]) -> list[Loop]:
     """The natural loops of more than one instruction; those that share a header are one."""
-    blocks, starts = _blocks(instructions, labels)
-    if not blocks:
+    if not instructions:
         return []
+    blocks, starts = _blocks(instructions, labels)
     order = _reverse_postorder(blocks)
     dominator = _dominators(blocks, order)
     predecessors: dict[int, list[int]] = {b: [] for b in order}
