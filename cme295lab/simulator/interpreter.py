@@ -107,6 +107,8 @@ class Interpreter(Expressions):
             self.base = saved_base
             if outer is not None:
                 self.frame = outer
+            else:  # the interpreter lives until the garbage collector finds it; the tensors must not
+                del self.frame
 
     def _returned(self, frame: Frame, entry: ProgramSet) -> Any:
         name = f"{frame.source.name}()"

@@ -40,7 +40,7 @@ class Check:
         self._initialization.end_launch()
         self._add(self.problems, self._races.problems())
         self._add(self.notes, self._races.notes())
-        self._races = RaceDetector()
+        self._races.release()
         self._take_undefined()
 
     @contextlib.contextmanager

@@ -195,6 +195,12 @@ class Initialization:
         memory.mark(tensor)  # once is enough
         self._unwritten(memory, found, f"the {by} reads", place)
 
+    def converted(self, tensor: torch.Tensor, name: str) -> None:
+        """A tensor becomes a numpy array (to be filled, if no kernel has done so) or a list."""
+        memory = self._of(tensor)
+        if memory is not None and (memory.stored_by or name not in _TO_NUMPY):
+            self.looked_at(tensor, f"conversion .{name}()")
+
     def end_block(self) -> None:
         """What is left of tensors that kernels have stored to must have been written."""
         for memory in self._memories.values():
@@ -283,7 +289,7 @@ class _Conversions(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = getattr(func, "__name__", "")
         if name in _TO_NUMPY or name == "tolist":
-            self._check.looked_at(args[0], f"conversion .{name}()")
+            self._check.converted(args[0], name)
             if name in _TO_NUMPY:
                 self._check.forget(args[0])
         return func(*args, **(kwargs or {}))

@@ -21,11 +21,11 @@ class Problem:
         kind: "race" (two accesses of one element without an order) or "uninitialized" (a read of an element that
             nobody has written).
         kernel: the launched kernel.
-        file, line, source: where in it; of a race, the access that the simulator ran later. 0 and "" where a torch
-            operation, or the end of the block, found the problem.
+        file, line, source: where in it; of a race, the access further down in the source. The line that called a torch
+            operation which found the problem; 0 and "" if the end of the block did.
         tensor: the kernel's name of the tensor.
         index: of the first element concerned.
-        programs: the programs concerned; of a race two, the earlier access first (the same one twice, if a program
+        programs: the programs concerned; of a race two, in the order of their lines (the same one twice, if a program
             is in conflict with itself).
         count: how often the same happened (same lines, same tensor) in this launch.
         message: all of it in words, with the likely fix.

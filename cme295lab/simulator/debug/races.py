@@ -36,6 +36,7 @@ from cme295lab.simulator.indices import index_of
 from cme295lab.simulator.machine import AccessKind, Machine
 from cme295lab.simulator.storage import Storage
 
+MAX_CODE = 2**31 - 1  # larger codes are kept in 64 bits
 _VERBS: dict[AccessKind, str] = {"load": "loads", "store": "stores", "atomic": "updates atomically"}
 
 
@@ -50,10 +51,10 @@ class Site:
 
 @dataclass
 class _Race:
-    """The first of the races between two instructions, and how many there were."""
+    """The first of the races between two instructions (in the order of the source), and how many there were."""
 
-    earlier: Site
-    later: Site
+    upper: Site
+    lower: Site
     index: tuple[int, ...]
     programs: tuple[Program, Program]
     same_value: bool
@@ -113,7 +114,7 @@ class RaceDetector:
         if entry is None:
             entry = self._entry_of[key] = len(self._entries)
             self._entries.append((site, self._order.clock))
-            if self._code_type is np.int32 and (entry + 1) * num_programs > np.iinfo(np.int32).max:
+            if self._code_type is np.int32 and (entry + 1) * num_programs > MAX_CODE:
                 self._code_type = np.int64
                 for shadow in self._shadows.values():
                     shadow.widen()
@@ -155,16 +156,21 @@ class RaceDetector:
         self, earlier: Site, later: Site, storage: Storage, element: int, pair: tuple[int, int], *,
         same_value: bool, count: int,
     ) -> None:  # fmt: skip
-        key = (earlier, later, same_value)
-        known = self._races.get(key) or self._races.get((later, earlier, same_value))
+        known = self._races.get((earlier, later, same_value)) or self._races.get((later, earlier, same_value))
         if known is not None:
             known.count += count
             return
         tensor = storage.tensor
-        self._races[key] = _Race(
+        if later.place.line < earlier.place.line or (later == earlier and pair[1] < pair[0]):
+            earlier, later, pair = later, earlier, pair[::-1]
+        self._races[earlier, later, same_value] = _Race(
             earlier, later, index_of(tensor.shape, tensor.stride(), element - storage.first_element),
             (program_of_number(pair[0], self.grid), program_of_number(pair[1], self.grid)), same_value, count,
         )  # fmt: skip
+
+    def release(self) -> None:
+        """Give the memory back; what was found stays."""
+        self._shadows.clear()
 
     # ---- telling
 
@@ -173,36 +179,36 @@ class RaceDetector:
         return [self._problem(race) for race in self._races.values() if not race.same_value]
 
     def notes(self) -> list[Problem]:
-        """The pairs of instructions that only ever wrote the same value to an element."""
+        """The pairs of instructions that only ever wrote the same value to an element, without any other race on that
+        tensor (programs that each add 1 to what all of them have read write the same value, too)."""
+        wrong = {race.lower.tensor for race in self._races.values() if not race.same_value}
         return [
-            self._problem(race)
-            for (earlier, later, same), race in self._races.items()
-            if same and not {(earlier, later, False), (later, earlier, False)} & self._races.keys()
+            self._problem(race) for race in self._races.values() if race.same_value and race.lower.tensor not in wrong
         ]
 
     def _problem(self, race: _Race) -> Problem:
-        place, (first, second) = race.later.place, race.programs
-        element = f"{race.later.tensor}{shown_index(race.index)}"
+        place, (first, second) = race.lower.place, race.programs
+        element = f"{race.lower.tensor}{shown_index(race.index)}"
         if first == second:
             what = f"{shown_program(first)} stores different values to {element} from several lanes of one tl.store"
             lines = [f"  {shown_line(place)}"]
         else:
-            what = f"{_said(race.earlier, first)} and {_said(race.later, second)} {element}"
+            what = f"{_said(race.upper, first)} and {_said(race.lower, second)} {element}"
             if race.same_value:
                 what += " with the same value"
-            lines = [f"  {shown_program(first)}: {shown_line(race.earlier.place)}"]
+            lines = [f"  {shown_program(first)}: {shown_line(race.upper.place)}"]
             lines += [f"  {shown_program(second)}: {shown_line(place)}"]
         title = f"race in kernel {self.kernel}: {what}" + ("" if first == second else ", and nothing orders the two")
         if race.count > 1:
             lines.append(f"  {race.count:,} such accesses in all; this is the first")
         return Problem(
             kind="race", kernel=self.kernel, file=place.file, line=place.line, source=place.source.strip(),
-            tensor=race.later.tensor, index=race.index, programs=race.programs, count=race.count,
+            tensor=race.lower.tensor, index=race.index, programs=race.programs, count=race.count,
             message="\n".join([title, *lines, f"  fix: {self._fix(race)}"]),
         )  # fmt: skip
 
     def _fix(self, race: _Race) -> str:
-        kinds, tensor = {race.earlier.kind, race.later.kind}, race.later.tensor
+        kinds, tensor = {race.upper.kind, race.lower.kind}, race.lower.tensor
         if race.programs[0] == race.programs[1]:
             return (
                 "let every lane of the block have its own element (check the strides), or reduce the block first "

@@ -48,7 +48,7 @@ def runs_of(m: Machine, access: Access, *, one_for_all: bool = False) -> Runs | 
 
     Args:
         m, access: the machine and what it accesses.
-        one_for_all: where all programs touch the same elements, the runs of the first and the last program suffice.
+        one_for_all: where programs next to each other touch the same elements, the first and the last suffice.
     """
     if access.prefix == 0:
         return None
@@ -58,8 +58,12 @@ def runs_of(m: Machine, access: Access, *, one_for_all: bool = False) -> Runs | 
     starts = np.squeeze(access.rows.starts, axis)
     keep = None if access.mask is None else np.squeeze(access.mask, axis)
     rows = np.arange(m.num_active)
-    if one_for_all and m.num_active > 1 and starts.shape[0] == 1 and (keep is None or keep.shape[0] == 1):
-        rows = rows[[0, -1]]
+    repeats = m.num_active // starts.shape[0]  # runs of so many programs have one row of starts
+    if repeats > 1 and one_for_all and (keep is None or keep.shape[0] == 1):
+        rows = rows.reshape(-1, repeats)[:, [0, -1]].reshape(-1)
+        repeats = 2
+    if repeats > 1:
+        starts = np.repeat(starts, repeats, axis=0)
     heads = (len(rows), *[n for i, n in enumerate(access.shape, 1) if i != axis])
     lifted_rows = np.broadcast_to(rows.reshape(-1, *[1] * (len(heads) - 1)), heads)
     starts, words = np.broadcast_to(starts, heads), access.stored

@@ -245,7 +245,7 @@ class Watch:
         lines = [self._title()]
         for label, source, steps in self._lines():
             lines.append(f"{label}: {source}")
-            lines += [f"    {s.what}{'  ' if s.numbers else ''}{s.numbers}" for s in steps]
+            lines += [f"    {s.what}{_gap(s.numbers)}{s.numbers}" for s in steps]
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -312,6 +312,10 @@ def _numbers(value: np.ndarray) -> str:
         return f"= {shown}"
     low, high = (_number(f(value).item()) for f in (np.min, np.max))
     return f"{low} … {high}  {shown}"
+
+
+def _gap(numbers: str) -> str:
+    return "" if not numbers else " " if numbers.startswith("=") else "  "
 
 
 def _number(value: Any) -> str:
