@@ -17,6 +17,7 @@ import pytest
 
 import cme295lab
 import tests.typecheck  # the import hook finds it by name, as an attribute of `tests`
+from cme295lab import _triton_imports
 from cme295lab.course import browser
 
 UNCHECKED_ROOMS = {"kernels", "simulator", "grading", "widgets", "cli", "course", "__main__"}
@@ -51,8 +52,8 @@ def repository() -> Path:
 
 @pytest.hookimpl(trylast=True)  # after -m has chosen
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out what needs a GPU or a browser that is not there; in CI a missing browser is an error."""
-    reasons = {"gpu": _why_no_gpu, "browser": _why_no_browser}
+    """Leave out what needs a GPU, Triton or a browser that is not there; in CI a missing browser is an error."""
+    reasons = {"gpu": _why_no_gpu, "needs_triton": _why_no_triton, "browser": _why_no_browser}
     config.stash[_left_out] = []
     for marker, why in reasons.items():
         marked = [item for item in items if item.get_closest_marker(marker)]
@@ -78,6 +79,10 @@ def _why_no_gpu() -> str:
     import torch
 
     return "" if torch.cuda.is_available() else "PyTorch sees no CUDA device"
+
+
+def _why_no_triton() -> str:
+    return "" if _triton_imports.is_installed() else "Triton is not installed, and they are about the real one"
 
 
 def _why_no_browser() -> str:
