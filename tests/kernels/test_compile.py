@@ -11,6 +11,8 @@ from cme295lab import hardware, simulator
 from cme295lab.attention.block_sizes import CONFIGS
 from cme295lab.kernels import flash_attention, matmul, softmax, standard_attention
 
+pytestmark = pytest.mark.needs_triton  # its compiler
+
 DEVICES = {80: "A100", 90: "H100", 100: "B200"}
 SMALLEST_SHARED_BYTES = 99 * 1024  # of a block on an sm_89 or sm_120 GPU
 SPILLED_BYTES = {("forward", 128, 80): 48, ("key_value_grads", 128, 80): 32}  # the others: none

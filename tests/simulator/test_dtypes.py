@@ -7,8 +7,6 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from triton.language.semantic import TritonSemantic
-
 from cme295lab.simulator import KernelTypeError, dtypes
 
 NUMBERS = [True, 0, 3, -3, 2**31, 2**32, -(2**31) - 1, 2**63, 0.0, 0.5, -1e30, 1e-40, 1e300, float("inf"), float("nan")]
@@ -27,13 +25,20 @@ def theirs(dtype):
     return names.get(dtype.name) or tl.dtype(dtype.name)
 
 
-def their_type_of(number):
-    if hasattr(TritonSemantic, "to_tensor_type"):
-        return TritonSemantic.to_tensor_type(None, number)
+@pytest.fixture
+def semantic():
+    """Triton's rules; they need no builder as long as nothing is built."""
+    from triton.language.semantic import TritonSemantic
+
+    return TritonSemantic.__new__(TritonSemantic)
+
+
+def their_type_of(semantic, number):
+    if hasattr(semantic, "to_tensor_type"):
+        return semantic.to_tensor_type(number)
     if isinstance(number, bool):
         return tl.int1
     asked = []  # before Triton 3.7 the type is only found on the way to making a constant
-    semantic = TritonSemantic.__new__(TritonSemantic)
     semantic.scalar_constant = lambda value, dtype: asked.append(dtype)
     semantic.to_tensor(number)
     return asked[0]
@@ -47,9 +52,9 @@ def computed(rule, *args):
         return "refused"
 
 
+@pytest.mark.needs_triton
 @pytest.mark.parametrize("division", [False, True])
-def test_two_blocks_combine_as_in_triton(division):
-    semantic = TritonSemantic.__new__(TritonSemantic)
+def test_two_blocks_combine_as_in_triton(semantic, division):
     for a, b in itertools.product(dtypes.ALL, repeat=2):
         if as_in_newer_triton(division, a, b):
             continue
@@ -57,11 +62,11 @@ def test_two_blocks_combine_as_in_triton(division):
         assert computed(lambda x, y: dtypes.promote(x, y, division=division), a, b) == want, (a, b)
 
 
+@pytest.mark.needs_triton
 @pytest.mark.parametrize("division", [False, True])
 @pytest.mark.parametrize("number", NUMBERS)
-def test_a_block_and_a_number_combine_as_in_triton(number, division):
-    semantic = TritonSemantic.__new__(TritonSemantic)
-    kind = their_type_of(number)
+def test_a_block_and_a_number_combine_as_in_triton(semantic, number, division):
+    kind = their_type_of(semantic, number)
     assert str(dtypes.of_number(number)) == str(kind)
     for a in dtypes.ALL:
         if as_in_newer_triton(division, a):
@@ -79,6 +84,7 @@ def test_an_integer_beyond_64_bits_is_an_error(number):
         dtypes.of_number(number)
 
 
+@pytest.mark.needs_triton
 def test_predicates_agree_with_triton():
     names = ["is_floating", "is_int", "is_int_signed", "is_int_unsigned", "is_fp8", "is_fp16", "is_bf16", "is_fp32",
              "is_fp64", "is_int1", "is_bool", "is_ptr", "is_block"]  # fmt: skip
@@ -90,11 +96,11 @@ def test_predicates_agree_with_triton():
         assert dtype.int_bitwidth == theirs(dtype).primitive_bitwidth
 
 
+@pytest.mark.needs_triton
 @pytest.mark.parametrize("op", ["+", "-", "*", "/", "//", "%", "&", "<<", "<", "tl.maximum", "tl.where"])
-def test_results_have_the_promoted_type(evaluate, op):
+def test_results_have_the_promoted_type(semantic, evaluate, op):
     """The whole way from source to result, for pairs of types as a kernel writes them."""
     kinds = [torch.float32, torch.float16, torch.bfloat16, torch.int8, torch.uint8, torch.int32, torch.int64]
-    semantic = TritonSemantic.__new__(TritonSemantic)
     for a, b in itertools.product(kinds, repeat=2):
         x, y = torch.ones(4).to(a), torch.ones(4).to(b)
         call = {"tl.maximum": "tl.maximum(x, y)", "tl.where": "tl.where(x > 0, x, y)"}.get(op, f"x {op} y")

@@ -60,6 +60,7 @@ def test_launches_are_restored_after_an_error():
     assert t.launches == []
 
 
+@pytest.mark.needs_triton
 def test_outside_the_simulator_triton_answers():
     with pytest.raises(RuntimeError) as caught:
         add_kernel[(1,)](torch.zeros(8), torch.zeros(8), torch.zeros(8), 8, BLOCK=8)
@@ -319,6 +320,7 @@ def test_gradients_are_left_alone():
     assert torch.equal(out, (x + y).detach())
 
 
+@pytest.mark.needs_triton
 def test_kernels_decorated_for_triton_s_interpreter_run_too(tmp_path):
     """TRITON_INTERPRET=1 is read when a kernel is decorated; such kernels are of another class."""
     script = tmp_path / "interpreted.py"

@@ -228,6 +228,7 @@ print("compared", int(sys.argv[3]) - int(sys.argv[2]))
 """
 
 
+@pytest.mark.needs_triton
 def test_random_kernels_do_what_triton_s_interpreter_does(tmp_path, repository):
     """In a process of its own, because Triton reads TRITON_INTERPRET when it is imported."""
     script = tmp_path / "compare.py"

@@ -21,6 +21,8 @@ from tests.simulator.compiler.kernels import (
     transpose_kernel,
 )
 
+pytestmark = pytest.mark.needs_triton  # its compiler
+
 
 @pytest.mark.parametrize(
     ("device", "kind", "count"),
