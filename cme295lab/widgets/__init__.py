@@ -2,8 +2,7 @@
 
 A view holds no algorithm. Read in pairs, the pure part first: `traffic_scenario` (what an attention call costs) and
 `traffic_explorer`; `walk_records` (a recorded launch as typed steps) and `tile_walk`. `working_set` says what blocks
-need on chip, `figures` draws hardware, traffic, roofline and block-size sweeps, `picture` is how a figure shows itself,
-and `palette` what each colour means.
+need on chip, `figures` draws hardware, traffic, roofline and block-size sweeps, `picture` is how a figure shows itself.
 """
 
 from cme295lab.widgets.figures import RooflinePoint, block_size_map, memory_hierarchy, roofline, traffic_bars

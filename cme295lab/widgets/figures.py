@@ -8,9 +8,9 @@ import numpy as np
 from matplotlib.colors import LinearSegmentedColormap, LogNorm, Normalize
 from matplotlib.patches import Polygon, Rectangle
 
+from cme295lab import palette
 from cme295lab.hardware import Device, get_device
 from cme295lab.units import format_bytes, format_flops, format_rate
-from cme295lab.widgets import palette
 from cme295lab.widgets.picture import Picture
 
 _SERIES = (palette.BLUE, palette.ORANGE, palette.GREEN, palette.PURPLE, palette.VERMILLION, palette.SKY)
@@ -73,7 +73,12 @@ def _layers(device: Device) -> list[tuple[str, str, str, str]]:
     ]
 
 
-def traffic_bars(series: Mapping[str, Mapping[str, float]], *, title: str = "", log: bool = False) -> Picture:
+_HBM_AXIS = "bytes moved to and from HBM"
+
+
+def traffic_bars(
+    series: Mapping[str, Mapping[str, float]], *, title: str = "", log: bool = False, axis: str = _HBM_AXIS
+) -> Picture:
     """Compare bytes, for instance a formula's with a count's: a group of bars per label, a bar per series.
 
     Args:
@@ -81,6 +86,7 @@ def traffic_bars(series: Mapping[str, Mapping[str, float]], *, title: str = "", 
             missing from a series; a series without any is left out.
         title: what is compared.
         log: a logarithmic axis.
+        axis: what the bars count.
 
     Raises:
         ValueError: if there is nothing to draw or a number of bytes is not positive on a logarithmic axis.
@@ -102,6 +108,7 @@ def traffic_bars(series: Mapping[str, Mapping[str, float]], *, title: str = "", 
     draw_bars(axes, series, labels)
     if log:
         axes.set_xscale("log")
+    axes.set_xlabel(axis)
     axes.set_title(title, loc="left", fontsize=11)
     return figure
 
@@ -118,7 +125,7 @@ def draw_bars(axes: Any, series: Mapping[str, Mapping[str, float]], labels: Sequ
     axes.invert_yaxis()
     axes.margins(x=0.18)
     axes.xaxis.set_major_formatter(lambda value, _: format_bytes(value))
-    axes.set_xlabel("bytes moved to and from HBM")
+    axes.set_xlabel(_HBM_AXIS)
     axes.spines[["top", "right"]].set_visible(False)
     if len(series) > 1:
         axes.legend(frameon=False, loc="best", fontsize=9)

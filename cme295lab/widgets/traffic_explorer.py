@@ -7,9 +7,9 @@ import ipywidgets
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
+from cme295lab import palette
 from cme295lab.hardware import DEVICES, Device, get_device
 from cme295lab.units import KiB, format_bytes, format_rate
-from cme295lab.widgets import palette
 from cme295lab.widgets.figures import RooflinePoint, draw_bars, draw_roofline, roofline_text
 from cme295lab.widgets.picture import Picture
 from cme295lab.widgets.traffic_scenario import TrafficScenario, traffic_scenario

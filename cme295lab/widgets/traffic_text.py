@@ -1,7 +1,7 @@
 """A traffic scenario in words: the table beside the sliders, and one line for readers who do not see the charts."""
 
+from cme295lab import palette
 from cme295lab.units import format_bytes, format_flops, format_seconds
-from cme295lab.widgets import palette
 from cme295lab.widgets.traffic_scenario import AttentionCost, TrafficScenario
 
 # The notebook's own text colour everywhere, in the plotly charts too, so that both follow its theme.

@@ -5,8 +5,8 @@ from typing import Any
 
 from matplotlib.patches import Patch, Rectangle
 
+from cme295lab import palette
 from cme295lab.units import format_bytes
-from cme295lab.widgets import palette
 from cme295lab.widgets.picture import Picture
 from cme295lab.widgets.walk_records import ProgramWalk, RowRange, WalkStep
 

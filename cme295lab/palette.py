@@ -1,4 +1,4 @@
-"""The colours of all widgets and figures: eight that colour-blind readers tell apart, each with one meaning.
+"""The colours of all widgets, figures and reports: eight that colour-blind readers tell apart, each with one meaning.
 
 Source: Okabe and Ito 2008, "Color universal design".
 """
