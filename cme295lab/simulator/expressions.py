@@ -7,6 +7,7 @@ microsecond or two, the operation behind it works on every program of the batch.
 from __future__ import annotations
 
 import ast
+import functools
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -52,16 +53,19 @@ METHOD_NAMES: dict[type[ast.AST], str] = {
 }  # fmt: skip
 
 
+@functools.cache
+def handlers(interpreter: type, prefix: str) -> dict[type, Callable[[Any, Any], Any]]:
+    """The methods of a class for the nodes of a syntax tree: `eval_Call` for `ast.Call`, and so on."""
+    names = [name for name in dir(interpreter) if name.startswith(prefix)]
+    return {getattr(ast, name.removeprefix(prefix)): getattr(interpreter, name) for name in names}
+
+
 class Expressions(Names):
     """Evaluates expressions in the current frame; `Interpreter` adds statements and calls of jit functions."""
 
     def __init__(self, machine: Machine) -> None:
         super().__init__(machine)
-        self._evaluators: dict[type, Callable[[Any], Any]] = {
-            getattr(ast, name.removeprefix("eval_")): getattr(self, name)
-            for name in dir(self)
-            if name.startswith("eval_")
-        }
+        self._evaluators = handlers(type(self), "eval_")
 
     @abstractmethod
     def bind(self, target: ast.expr, value: Any) -> None:
@@ -80,7 +84,7 @@ class Expressions(Names):
         handler = self._evaluators.get(type(node))
         if handler is None:
             raise UnsupportedFeatureError(f"the expression {ast.unparse(node)!r}")
-        value = handler(node)
+        value = handler(self, node)
         if m.counting and not isinstance(node, ast.Name):
             size = value.block_bytes if isinstance(value, Block) and value.temporary else 0
             peak = m.held_bytes + m.temporary_bytes + size

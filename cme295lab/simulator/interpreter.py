@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from cme295lab.simulator.aggregates import AggregateType
 from cme295lab.simulator.divergence import EMPTY, Group, Leaving, Variables, reconverge
 from cme295lab.simulator.dtypes import DType
 from cme295lab.simulator.errors import KernelTypeError, SimulatorError, UnsupportedFeatureError
-from cme295lab.simulator.expressions import Expressions, keep, run_time_value
+from cme295lab.simulator.expressions import Expressions, handlers, keep, run_time_value
 from cme295lab.simulator.language import NATIVE, Builtin
 from cme295lab.simulator.machine import AssignEvent, Machine
 from cme295lab.simulator.names import CompileTimeFunction, Frame, KernelFunction, Range
@@ -34,11 +35,10 @@ class Interpreter(Expressions):
 
     def __init__(self, machine: Machine) -> None:
         super().__init__(machine)
-        self._executors: dict[type, Callable[[Any], None]] = {
-            getattr(ast, name.removeprefix("do_")): getattr(self, name) for name in dir(self) if name.startswith("do_")
-        }
+        self._executors = handlers(type(self), "do_")
         self.base = 0  # bytes held by the calls below the current one
-        machine.call = lambda function, arguments: self.call(function, arguments, {})
+        me = weakref.ref(self)  # a cycle would keep the launch's tensors alive until the garbage collector runs
+        machine.call = lambda function, arguments: _alive(me).call(function, arguments, {})
 
     # ---- calls
 
@@ -107,8 +107,6 @@ class Interpreter(Expressions):
             self.base = saved_base
             if outer is not None:
                 self.frame = outer
-            else:  # the interpreter lives until the garbage collector finds it; the tensors must not
-                del self.frame
 
     def _returned(self, frame: Frame, entry: ProgramSet) -> Any:
         name = f"{frame.source.name}()"
@@ -130,7 +128,7 @@ class Interpreter(Expressions):
             handler = self._executors.get(type(node))
             if handler is None:
                 raise UnsupportedFeatureError(f"the statement {ast.unparse(node).splitlines()[0]!r}")
-            handler(node)
+            handler(self, node)
 
     def _begin(self, node: ast.stmt) -> None:
         """A statement, or the next turn of a loop, begins."""
@@ -330,6 +328,12 @@ class Interpreter(Expressions):
             )
         if loop is not None:
             frame.variables = loop.finish(entry, frame.variables)
+
+
+def _alive(interpreter: weakref.ref[Interpreter]) -> Interpreter:
+    found = interpreter()
+    assert found is not None
+    return found
 
 
 def _index_type(bounds: tuple[Any, ...]) -> DType:
