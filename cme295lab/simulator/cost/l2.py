@@ -15,18 +15,24 @@ higher near capacity.
 How it is computed. Lines that are always looked up together, one after the other (the lines of a tile), hit or miss
 together: since the last time, the same number of other lines has been looked up for each. Such a group is one *atom*
 whose weight is its number of lines. With atoms instead of lines the result is the same, and a tile costs one look-up.
+
+Where that would still be too much (a launch that gathers millions of scattered elements), one line of every group of R
+neighbouring lines is followed, picked at random but for each group the same one throughout, in a cache of 1/R of the
+capacity; the figures are R times what is seen. `CacheReport.line_sample` is R; up to 2 million look-ups it is 1.
 """
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from dataclasses import dataclass
 
 import numpy as np
 
-from cme295lab.simulator.cost.sectors import Touches
+from cme295lab.simulator.cost.sectors import Footprints, Touches
 
 _AT_ONCE = 1 << 18
+_MOST_LOOKUPS = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -48,28 +54,63 @@ class Atoms:
     atom: np.ndarray
     weight: np.ndarray
     sectors: list[int]  # which sectors of the atom, 8 bits per line
+    line_sample: int = 1  # of how many lines one is followed
 
 
-def find_atoms(touches: Touches) -> Atoms:
-    """Group the lines of a launch."""
+def find_atoms(touches: Touches, most_lookups: int = _MOST_LOOKUPS) -> Atoms:
+    """Group the lines of a launch; follow only some of them if there would be more look-ups than allowed."""
     parts = touches.footprints
-    span = int(touches.line.max()) + int(parts.lines.max(initial=0)) + 2 if len(touches.line) else 1
+    span = int(touches.line.max(initial=0)) + int(parts.lines.max(initial=0)) + 2
     pairs, access = np.unique(touches.footprint.astype(np.int64) * span + touches.line, return_inverse=True)
-    footprint, base = pairs // span, pairs % span
+    footprint, base = np.divmod(pairs, span)
     counts = parts.first[footprint + 1] - parts.first[footprint]
-    first = np.concatenate([[0], np.cumsum(counts)])
-    entry = np.arange(first[-1]) + np.repeat(parts.first[footprint] - first[:-1], counts)
+    sample = _power_of_two(int(counts.sum()) / (2 * most_lookups))
+    while True:
+        atoms, sectors, starts = _grouped(parts, footprint, base, sample)
+        lookups = int(np.diff(atoms.first)[access].sum())
+        few = lookups <= 2 * len(access)  # hardly more than one for each access: fewer lines would not help
+        if lookups <= most_lookups or few:
+            atoms.access, atoms.sectors = access, _bits(sectors, starts, atoms.weight)
+            return atoms
+        sample *= _power_of_two(lookups / most_lookups)
+
+
+def _power_of_two(ratio: float) -> int:
+    """The smallest power of two that is not below a ratio; at least 1."""
+    return 1 << max(0, math.ceil(math.log2(max(ratio, 1))))
+
+
+def _grouped(
+    parts: Footprints, footprint: np.ndarray, base: np.ndarray, sample: int
+) -> tuple[Atoms, np.ndarray, np.ndarray]:
+    """Atoms of footprints that begin at lines `base`, the sectors of all lines, and where each atom begins in them."""
+    counts = parts.first[footprint + 1] - parts.first[footprint]
+    entry = np.arange(counts.sum()) + np.repeat(parts.first[footprint] - np.cumsum(counts) + counts, counts)
     lines = parts.lines[entry] + np.repeat(base, counts)
-    sectors = parts.sectors[entry]
-    owner = np.repeat(np.arange(len(pairs)), counts)
-    label = _labels(lines, owner, len(pairs))
-    head = np.ones(len(lines), bool)
-    head[1:] = (label[1:] != label[:-1]) | (owner[1:] != owner[:-1])
-    starts = np.flatnonzero(head)
+    owner = np.repeat(np.arange(len(footprint), dtype=np.int32), counts)
+    if sample > 1:
+        followed = np.flatnonzero(_is_followed(lines, sample))
+        entry, lines, owner = entry[followed], lines[followed], owner[followed]
+    label = _labels(lines, owner, len(footprint))
+    starts = np.flatnonzero(_is_head(label, owner))
     _, atom = np.unique(label[starts], return_inverse=True)
     weight = np.diff(np.append(starts, len(lines)))
-    where = np.concatenate([[0], np.cumsum(np.bincount(owner[starts], minlength=len(pairs)))])
-    return Atoms(access, where, atom, weight, _bits(sectors, starts, weight))
+    first = np.concatenate([[0], np.cumsum(np.bincount(owner[starts], minlength=len(footprint)))])
+    return Atoms(np.zeros(0, np.int64), first, atom, weight, [], sample), parts.sectors[entry], starts
+
+
+def _is_head(label: np.ndarray, owner: np.ndarray) -> np.ndarray:
+    """Where a new run of equal labels begins, or a new footprint."""
+    head = np.ones(len(label), bool)
+    head[1:] = (label[1:] != label[:-1]) | (owner[1:] != owner[:-1])
+    return head
+
+
+def _is_followed(lines: np.ndarray, sample: int) -> np.ndarray:
+    """One line of each group of `sample` (a power of two) neighbours."""
+    groups = np.arange((int(lines.max(initial=0)) // sample) + 1, dtype=np.uint64)
+    chosen = (groups * np.uint64(0x9E3779B97F4A7C15) >> np.uint64(40)).astype(np.int64) & (sample - 1)
+    return chosen[lines >> (sample.bit_length() - 1)] == (lines & (sample - 1))
 
 
 def _labels(lines: np.ndarray, owner: np.ndarray, num_owners: int) -> np.ndarray:
@@ -81,14 +122,12 @@ def _labels(lines: np.ndarray, owner: np.ndarray, num_owners: int) -> np.ndarray
     by_line = np.zeros(int(lines.max()) + 1, np.uint64)
     np.add.at(by_line, lines, marks[owner])
     label = by_line[lines]
-    head = np.ones(len(lines), bool)
-    head[1:] = (label[1:] != label[:-1]) | (owner[1:] != owner[:-1])
-    runs = np.flatnonzero(head)
-    order = np.lexsort((label[runs], owner[runs]))
-    labels, owners = label[runs][order], owner[runs][order]
-    torn = np.unique(labels[1:][(labels[1:] == labels[:-1]) & (owners[1:] == owners[:-1])])
-    if len(torn):  # in pieces within some footprint: each line for itself
-        apart = np.isin(by_line, torn)
+    runs = np.flatnonzero(_is_head(label, owner))
+    pair = label[runs] * np.uint64(2 * num_owners + 1) + owner[runs].astype(np.uint64)
+    ordered = np.sort(pair)
+    twice = ordered[1:][ordered[1:] == ordered[:-1]]
+    if len(twice):  # in pieces within some footprint: each line for itself
+        apart = np.isin(by_line, label[runs][np.isin(pair, twice)])
         by_line[apart] = random.integers(1, 2**63, int(np.count_nonzero(apart)), dtype=np.uint64)
         label = by_line[lines]
     return label
@@ -96,16 +135,15 @@ def _labels(lines: np.ndarray, owner: np.ndarray, num_owners: int) -> np.ndarray
 
 def _bits(sectors: np.ndarray, starts: np.ndarray, weight: np.ndarray) -> list[int]:
     """The sectors of each atom as one integer."""
-    if (weight == 1).all():
-        return sectors.tolist()
-    whole, result = sectors.tobytes(), []
+    result: list[int] = sectors[starts].tolist()
+    whole = sectors.tobytes()
     known: dict[bytes, int] = {}
-    for start, size in zip(starts.tolist(), weight.tolist(), strict=True):
-        part = whole[start : start + size]
+    for i in np.flatnonzero(weight > 1).tolist():
+        part = whole[starts[i] : starts[i] + weight[i]]
         bits = known.get(part)
         if bits is None:
             bits = known[part] = int.from_bytes(part, "little")
-        result.append(bits)
+        result[i] = bits
     return result
 
 
@@ -121,8 +159,11 @@ def replay(
         instruction: of each access.
         capacity_lines: lines that the cache holds.
     """
+    capacity_lines //= atoms.line_sample
     cache: OrderedDict[int, list[int]] = OrderedDict()  # atom -> present sectors, dirty ones, weight, last writer
-    used = 0
+    room = np.zeros(int(atoms.atom.max(initial=0)) + 1, np.int64)
+    room[atoms.atom] = atoms.weight
+    fits, used = int(room.sum()) <= capacity_lines, 0  # then nothing is evicted, and order does not matter
     read, allocated, written = ([0] * (max(tensors, default=0) + 1) for _ in range(3))
     for start in range(0, len(order), _AT_ONCE):
         part = order[start : start + _AT_ONCE]
@@ -138,7 +179,7 @@ def replay(
             if state is None:
                 state = cache[atom] = [0, 0, weight, tensor]
                 used += weight
-            else:
+            elif not fits:
                 cache.move_to_end(atom)
             absent = wanted & ~state[0]
             if absent:
@@ -153,4 +194,5 @@ def replay(
                 written[old[3]] += old[1].bit_count()
     for old in cache.values():
         written[old[3]] += old[1].bit_count()
-    return {t: Sectors(read[t], allocated[t], written[t]) for t in set(tensors)}
+    times = atoms.line_sample
+    return {t: Sectors(times * read[t], times * allocated[t], times * written[t]) for t in set(tensors)}

@@ -90,6 +90,7 @@ class CacheReport:
         num_slots: programs that the GPU runs at a time.
         l2_bytes: capacity of the cache.
         tensors: traffic by parameter name.
+        line_sample: 1, or R if one of R lines was followed and the figures are R times that (see `cost.l2`).
     """
 
     device: str
@@ -97,6 +98,7 @@ class CacheReport:
     num_slots: int
     l2_bytes: int
     tensors: Mapping[str, CacheTraffic]
+    line_sample: int = 1
 
     @property
     def total(self) -> CacheTraffic:
@@ -130,9 +132,11 @@ class CacheReport:
         return total.l2_hit_bytes / total.sector_bytes if total.sector_bytes else 0.0
 
     def __str__(self) -> str:
+        sample = f", one of {self.line_sample} lines followed" if self.line_sample > 1 else ""
         head = (
             f"{self.device}: L2 of {format_bytes(self.l2_bytes, binary=True)}, {self.num_slots} programs at a time "
-            f"({self.ctas_per_sm} per SM); {self.hit_rate:.1%} hits, {format_bytes(self.dram_bytes)} from and to DRAM"
+            f"({self.ctas_per_sm} per SM){sample}; {self.hit_rate:.1%} hits, "
+            f"{format_bytes(self.dram_bytes)} from and to DRAM"
         )
         width = max((len(name) for name in self.tensors), default=0)
         rows = [
@@ -197,7 +201,10 @@ class LaunchCost:
         slots = ctas * gpu.num_sms
         sectors = self._replay(slots, size // LINE_BYTES)
         tensors = {name: self._traffic(number, sectors) for number, name in enumerate(self._names)}
-        return CacheReport(device=gpu.name, ctas_per_sm=ctas, num_slots=slots, l2_bytes=size, tensors=tensors)
+        return CacheReport(
+            device=gpu.name, ctas_per_sm=ctas, num_slots=slots, l2_bytes=size, tensors=tensors,
+            line_sample=self._atoms.line_sample,
+        )  # fmt: skip
 
     def _replay(self, slots: int, capacity_lines: int) -> dict[int, Sectors]:
         found = self._reports.get((slots, capacity_lines))
@@ -215,7 +222,7 @@ class LaunchCost:
         moved, found = int(self._moved[mine].sum()), sectors.get(number, Sectors())
         return CacheTraffic(
             sector_bytes=moved * SECTOR_BYTES,
-            l2_hit_bytes=(moved - found.read - found.allocated) * SECTOR_BYTES,
+            l2_hit_bytes=max(0, moved - found.read - found.allocated) * SECTOR_BYTES,  # a sample may be off
             dram_read_bytes=found.read * SECTOR_BYTES,
             dram_written_bytes=found.written * SECTOR_BYTES,
         )

@@ -24,7 +24,7 @@ from cme295lab.simulator.cost.log import AccessRecord, AddressLog, Layout
 
 SECTOR_BYTES, LINE_BYTES, WARP_LANES, VECTOR_BYTES = 32, 128, 32, 16
 _LANES_AT_ONCE = 1 << 21
-_NOWHERE = np.iinfo(np.int64).min  # the sector of a lane that is masked out
+_NOWHERE = np.iinfo(np.int32).min  # the sector of a lane that is masked out
 
 
 @dataclass
@@ -208,17 +208,17 @@ def _fast_axis(layout: Layout, heads: np.ndarray) -> int:
 def _footprints(addresses: np.ndarray, active: np.ndarray | None, lanes_per_request: int) -> Footprints:
     """Footprints of accesses given by the byte addresses of their lanes, (n, lanes)."""
     n, num_lanes = addresses.shape
-    sectors = addresses >> 5
+    sectors = (addresses >> 5).astype(np.int32)  # enough for 64 GiB
     if active is not None:
         active = np.broadcast_to(active, sectors.shape)
-        sectors = np.where(active, sectors, _NOWHERE)
+        sectors = np.where(active, sectors, np.int32(_NOWHERE))
         lanes = np.count_nonzero(active, axis=1)
     else:
         lanes = np.full(n, num_lanes)
     request = min(lanes_per_request, num_lanes)
     missing = -num_lanes % request
     if missing:
-        sectors = np.concatenate([sectors, np.full((n, missing), _NOWHERE)], axis=1)
+        sectors = np.concatenate([sectors, np.full((n, missing), _NOWHERE, np.int32)], axis=1)
     by_request = np.sort(sectors.reshape(n, -1, request), axis=2)
     moved = _num_new(by_request).sum(1)
     by_access = np.sort(by_request.reshape(n, -1), axis=1)

@@ -129,3 +129,23 @@ def test_the_lines_of_a_tile_are_one_atom():
     atoms = find_atoms(made_touches([tile, dict.fromkeys(range(40, 44), 15)], [[(0, 0, 0), (1, 0, 0)]] * 9))
     assert sorted(atoms.weight.tolist()) == [4, 6]
     assert atoms.access.shape == (18,)
+
+
+def test_a_sample_of_the_lines_gives_nearly_the_same():
+    """Streaming exactly, random look-ups within the error of a sample: a miss is a coin thrown about 500 times."""
+    random = np.random.default_rng(0)
+    scattered = [[({int(line): 15}, 0) for line in random.integers(0, 2000, 500)] for _ in range(16)]
+    streamed = [({2048 + 16 * p + k: 15}, 1) for p in range(16) for k in range(16)]
+    shapes = [shape for program in scattered for shape, _ in program] + [shape for shape, _ in streamed]
+    programs = [[(500 * p + i, 0, 0) for i in range(500)] for p in range(16)]
+    for p in range(16):
+        programs[p] += [(8000 + 16 * p + k, 1, 0) for k in range(16)]
+    touches = made_touches(shapes, programs)
+    order = in_order(touches.program, touches.turn, touches.num_accesses, 4)
+    kinds, tensors = ["load", "load"], [0, 1]
+    exact, sampled = find_atoms(touches), find_atoms(touches, most_lookups=1024)
+    assert (exact.line_sample, sampled.line_sample) == (1, 8)
+    for capacity in (400, 1000):
+        whole, part = (replay(a, order, kinds, touches.instruction, tensors, capacity) for a in (exact, sampled))
+        assert part[1] == whole[1]
+        assert part[0].read == pytest.approx(whole[0].read, rel=0.1)
