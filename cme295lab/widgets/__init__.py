@@ -1,10 +1,13 @@
 """Views that react, and the static pictures that stand in for them where no kernel runs.
 
 A view holds no algorithm. Read in pairs, the pure part first: `traffic_scenario` (what an attention call costs) and
-`traffic_explorer`; `walk_records` (a recorded launch as typed steps) and `tile_walk`. `working_set` says what blocks
-need on chip, `figures` draws hardware, traffic, roofline and block-size sweeps, `picture` is how a figure shows itself.
+`traffic_explorer`; `walk_records` (a recorded launch as typed steps) and `tile_walk`; `cache_scenario` (a matrix
+product through an L2 cache) and `cache_explorer`. `working_set` says what blocks need on chip, `figures` draws
+hardware, traffic, roofline and block-size sweeps, `picture` is how a figure shows itself.
 """
 
+from cme295lab.widgets.cache_explorer import CacheExplorer
+from cme295lab.widgets.cache_scenario import CacheScenario, cache_scenario
 from cme295lab.widgets.figures import RooflinePoint, block_size_map, memory_hierarchy, roofline, traffic_bars
 from cme295lab.widgets.picture import Picture
 from cme295lab.widgets.tile_walk import TileWalk
@@ -14,6 +17,8 @@ from cme295lab.widgets.walk_records import ProgramWalk, WalkStep, WatchedNames, 
 from cme295lab.widgets.working_set import WorkingSet, working_set
 
 __all__ = [
+    "CacheExplorer",
+    "CacheScenario",
     "Picture",
     "ProgramWalk",
     "RooflinePoint",
@@ -24,6 +29,7 @@ __all__ = [
     "WatchedNames",
     "WorkingSet",
     "block_size_map",
+    "cache_scenario",
     "memory_hierarchy",
     "roofline",
     "traffic_bars",

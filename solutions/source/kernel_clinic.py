@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Exercise: Kernel clinic
 #
-# Four kernels come to see you. Three are sick, one brings its report. Each part shows the symptoms first, counted by the
-# simulator; you find the cause, write the cure, and measure again.
+# Four kernels come to see you. Three are sick, one brings its report. Each part shows the symptoms first, counted by
+# the simulator; you find the cause, write the cure, and measure again.
 #
 # | part | the patient | points |
 # |---|---|---|
@@ -20,8 +20,9 @@ import torch
 from cme295lab import hardware, simulator
 from cme295lab.grading import checks
 from cme295lab.kernels.matmul import matmul_kernel
+from cme295lab.kernels.softmax import plain_softmax_kernel
 
-import triton
+import triton  # on Linux; elsewhere cme295lab provides what the simulator needs of it
 import triton.language as tl
 
 # %% [markdown]
@@ -120,8 +121,8 @@ if result.passed:
 # An embedding table $W$ has a row per word. Forward: token $i$ takes row $\mathrm{id}_i$. Backward: the gradient of a
 # row is the sum over all tokens that took it, $dW_r = \sum_{i:\ \mathrm{id}_i = r} dy_i$.
 #
-# The kernel below has a program per token. It is tested with four different words, and passes. **Predict**: what happens
-# when a word occurs twice?
+# The kernel below has a program per token. It is tested with four different words, and passes. **Predict**: what
+# happens when a word occurs twice?
 
 # %% nbgrader={"grade":false,"grade_id":"sick_embedding_grad","locked":true,"schema_version":3,"solution":false}
 @triton.jit
@@ -144,12 +145,12 @@ for problem in trace.problems[:1]:
     print(problem.message)
 
 # %% [markdown]
-# Three tokens took row 2, and its gradient is 1 instead of 3: all three programs read the old value, and the last one to
-# write won. On a GPU it is worse: the outcome changes from run to run, and a test may pass for months.
+# Three tokens took row 2, and its gradient is 1 instead of 3: all three programs read the old value, and the last one
+# to write won. On a GPU it is worse: the outcome changes from run to run, and a test may pass for months.
 #
 # Write `embedding_grad_kernel` and its grid without a race. `ids` is int64, `dy` and `dw` are float32, `dw` arrives
-# filled with zeros, and `dim` is at most 128. One program that does all the work would have nobody to race with; that is
-# no cure: the work must stay divided among many.
+# filled with zeros, and `dim` is at most 128. One program that does all the work would have nobody to race with; that
+# is no cure: the work must stay divided among many.
 
 # %% nbgrader={"grade":false,"grade_id":"embedding_grad","locked":false,"schema_version":3,"solution":true}
 @triton.jit
@@ -176,15 +177,17 @@ def embedding_grad_grid(num_tokens, num_rows, dim):
 # %% nbgrader={"grade":true,"grade_id":"race_check","locked":true,"points":4,"schema_version":3,"solution":false}
 result = checks.run("kernel_clinic/2", (embedding_grad_kernel, embedding_grad_grid))
 ### BEGIN HIDDEN TESTS
-result &= checks.run("kernel_clinic/2", (embedding_grad_kernel, embedding_grad_grid), seed=295, tokens=45, rows=7, dim=100)
+others = {"seed": 295, "tokens": 45, "rows": 7, "dim": 100}
+result &= checks.run("kernel_clinic/2", (embedding_grad_kernel, embedding_grad_grid), **others)
 ### END HIDDEN TESTS
 result.award(4)
 
 # %% [markdown]
 # ## Part 3. Blocks of the right size
 #
-# The course's matrix product computes a tile of `BLOCK_M` × `BLOCK_N` results per program. It reads $A$ once per column of
-# tiles and $B$ once per row of tiles, so larger tiles ask for fewer bytes. They also need more room on the chip.
+# The course's matrix product computes a tile of `BLOCK_M` × `BLOCK_N` results per program. It reads $A$ once per
+# column of tiles and $B$ once per row of tiles, so larger tiles ask for fewer bytes. They also need more room on the
+# chip.
 #
 # `measure` launches it and counts both. **Predict** before you run the cell: of the three settings, which one asks for
 # the fewest bytes, and which one needs the most room?
@@ -209,11 +212,11 @@ for blocks in ((32, 32), (128, 32), (256, 256)):
     print(blocks, f"{requested:>9,} bytes requested, {held / 1024:>6.1f} KiB held by one program")
 
 # %% [markdown]
-# Write `choose_blocks`: among all `BLOCK_M` and `BLOCK_N` from `SIDES`, the pair that fits into `limit_bytes` on the chip
-# and asks for the fewest bytes. Shapes are not always square, and tiles do not always divide them.
+# Write `choose_blocks`: among all `BLOCK_M` and `BLOCK_N` from `SIDES`, the pair that fits into `limit_bytes` on the
+# chip and asks for the fewest bytes. Shapes are not always square, and tiles do not always divide them.
 #
-# You may measure every pair, derive a formula, or mix both. The check takes your answer, launches it, and compares with
-# every other pair that fits.
+# You may measure every pair, derive a formula, or mix both. The check takes your answer, launches it, and compares
+# with every other pair that fits.
 
 # %% nbgrader={"grade":false,"grade_id":"choose_blocks","locked":false,"schema_version":3,"solution":true}
 def choose_blocks(num_rows: int, num_cols: int, inner: int, limit_bytes: int) -> tuple[int, int]:
@@ -265,54 +268,35 @@ if result.passed:
 # A colleague sends you a report of a softmax, and five questions. All answers are in the report, or one division away.
 
 # %% nbgrader={"grade":false,"grade_id":"the_report","locked":true,"schema_version":3,"solution":false}
-@triton.jit
-def patient(x_ptr, y_ptr, num_cols, BLOCK: tl.constexpr):
-    """Softmax of a row, in three passes over it."""
-    start = tl.program_id(0) * num_cols
-    columns = tl.arange(0, BLOCK)
-    top = tl.full([BLOCK], -float("inf"), tl.float32)
-    for first in range(0, num_cols, BLOCK):
-        x = tl.load(x_ptr + start + first + columns, mask=first + columns < num_cols, other=-float("inf"))
-        top = tl.maximum(top, x)
-    total = tl.zeros([BLOCK], tl.float32)
-    for first in range(0, num_cols, BLOCK):
-        x = tl.load(x_ptr + start + first + columns, mask=first + columns < num_cols, other=-float("inf"))
-        total += tl.exp(x - tl.max(top, 0))
-    for first in range(0, num_cols, BLOCK):
-        x = tl.load(x_ptr + start + first + columns, mask=first + columns < num_cols, other=-float("inf"))
-        y = tl.exp(x - tl.max(top, 0)) / tl.sum(total, 0)
-        tl.store(y_ptr + start + first + columns, y, mask=first + columns < num_cols)
-
-
 x, y = torch.randn(256, 4096, generator=torch.manual_seed(0)), torch.zeros(256, 4096)
 with simulator.trace(device="A100") as trace:
-    patient[(256,)](x, y, 4096, BLOCK=1024)
+    plain_softmax_kernel[(256,)](x, y, 4096, *x.stride(), *y.stride(), BLOCK_N=1024)
 trace.report(compile=False)
 
 # %% [markdown]
 # 1. `programs`: how many programs does the launch have?
 # 2. `times_read`: how often is each number of `x` requested?
-# 3. `dram_share`: which share of the requested bytes reaches DRAM on an A100 (0 to 1, within 0.02)?
+# 3. `dram_share`: which share of the requested bytes reaches DRAM on an A100 (0 to 1; within 0.02 counts as right)?
 # 4. `bound`: what limits it on an A100, `"memory"` or `"compute"`?
 # 5. `saved_bytes`: how many *requested* bytes would a kernel save that reads each row once?
 
 # %% nbgrader={"grade":false,"grade_id":"answers","locked":false,"schema_version":3,"solution":true}
 def answers() -> dict[str, object]:
-    """Your answers, by name.
+    """Your answers: {"programs": ..., "times_read": ..., "dram_share": ..., "bound": ..., "saved_bytes": ...}.
 
     TASKS
-    1. Replace each None by what the report says.
+    1. Return the dictionary. A figure rounded as in the report is exact enough.
     """
     ### BEGIN SOLUTION
+    read, distinct = trace.tensors["x"].read_bytes, trace.tensors["x"].distinct_read_bytes
     return {
         "programs": trace.launches[0].num_programs,
-        "times_read": trace.tensors["x"].read_bytes / trace.tensors["x"].distinct_read_bytes,
+        "times_read": read / distinct,
         "dram_share": trace.dram_bytes / trace.requested_bytes,
         "bound": trace.roofline().bound,
-        "saved_bytes": 2 * trace.tensors["x"].distinct_read_bytes,
+        "saved_bytes": read - distinct,
     }
     ### END SOLUTION
-    return {"programs": None, "times_read": None, "dram_share": None, "bound": None, "saved_bytes": None}
 
 # %% nbgrader={"grade":true,"grade_id":"report_check","locked":true,"points":3,"schema_version":3,"solution":false}
 result = checks.run("kernel_clinic/4", answers)
@@ -322,7 +306,7 @@ result.award(3)
 # ## Summary
 #
 # - Memory moves sectors. Let the lanes of a block run along the axis whose elements are neighbours.
-# - Two programs may not write the same address, or read what another writes, without atomics. Let one program own it, or
-#   use `tl.atomic_add`.
+# - Two programs may not write the same address, or read what another writes, without atomics. Let one program own it,
+#   or use `tl.atomic_add`.
 # - Larger blocks ask for fewer bytes and need more room. Count both, then choose.
 # - **To take away**: which of the three cures would a test of the *values* alone have missed?
