@@ -14,9 +14,9 @@ import numpy as np
 from cme295lab.simulator.arithmetic import Operand
 from cme295lab.simulator.broadcasting import common_shape, lifted
 from cme295lab.simulator.errors import KernelTypeError, OutOfBoundsError
+from cme295lab.simulator.indices import index_of
 from cme295lab.simulator.machine import AccessEvent, AccessKind, Machine
 from cme295lab.simulator.programs import Array
-from cme295lab.simulator.sharing import run_length
 from cme295lab.simulator.storage import Coverage
 from cme295lab.simulator.values import Block, Pointer, scalar, sum_terms
 
@@ -40,6 +40,14 @@ class Rows:
         """The rows of one program out of every run of programs that read the same, and the length of the runs."""
         length = 1 if self.offsets is None else run_length(self.offsets)
         return (self, 1) if length == 1 else (replace(self, starts=self.starts[::length], offsets=None), length)
+
+
+def run_length(values: np.ndarray) -> int:
+    """The length of the runs of equal values that an array consists of; 1 if they are not all equally long."""
+    changes = np.flatnonzero(np.diff(values)) + 1
+    length = int(changes[0]) if len(changes) else len(values)
+    runs, rest = divmod(len(values), length)
+    return length if not rest and np.array_equal(changes, np.arange(1, runs) * length) else 1
 
 
 def find_rows(terms: list[Array], rank: int) -> Rows | None:
@@ -141,21 +149,37 @@ def active_lanes(m: Machine, access: Access) -> np.ndarray:
 
 
 def out_of_bounds(m: Machine, access: Access, kind: str) -> OutOfBoundsError:
-    """Find the first offending lane and say where it is."""
+    """Find the first offending lane and say where it is, in the terms that one thinks in."""
     storage, lanes = access.pointer.storage, active_lanes(m, access)
     index = np.broadcast_to(elements(m, access), lanes.shape)
-    where = np.argwhere(lanes & ((index < 0) | (index >= storage.num_elements)))[0]
+    outside = lanes & ((index < 0) | (index >= storage.num_elements))
+    where = np.argwhere(outside)[0]
+    row, lane = int(where[0]), tuple(int(i) for i in where[1:])
     element = int(index[tuple(where)]) - storage.first_element
-    program = m.program_of_row(int(where[0]))
-    lane = tuple(int(i) for i in where[1:])
+    shape, strides = tuple(storage.tensor.shape), storage.tensor.stride()
+    program, position = m.program_of_row(row), index_of(shape, strides, element)
+    spot = "" if len(shape) < 2 and not storage.first_element else f", index {list(position)}"
+    past = element - (storage.num_elements - storage.first_element) + 1
+    beyond = f"{past:,} past the last" if past > 0 else f"{-element - storage.first_element:,} before the first"
+    memory = f"{storage.num_elements:,} elements in memory"
+    if storage.first_element:
+        memory += f", of which the first {storage.first_element:,} come before it"
+    num_lanes, num_active = int(outside[row].sum()), int(np.broadcast_to(lanes, outside.shape)[row].sum())
     return OutOfBoundsError(
-        f"out-of-bounds {kind}: program {program}, lane {lane} touches element {element} of {storage.name!r} "
-        f"(shape {tuple(storage.tensor.shape)}, {storage.num_elements} elements in memory); "
-        "mask the lanes beyond the end",
-        tensor=storage.name,
-        program=program,
-        element=element,
-    )
+        f"out-of-bounds {kind}: program {program}, lane {lane} touches element {element:,} of {storage.name!r}{spot}, "
+        f"{beyond} (shape {shape}, strides {strides}, {memory}); {num_lanes:,} of the {num_active:,} active lanes of "
+        f"this program are outside. {_advice(past > 0, num_lanes == num_active)}",
+        tensor=storage.name, program=program, element=element, index=position, lane=lane,
+    )  # fmt: skip
+
+
+def _advice(past_end: bool, all_lanes: bool) -> str:
+    """What to do about addresses outside of a tensor."""
+    if not past_end:
+        return "Offsets must not be negative: mask those lanes (mask=offsets >= 0), or check what is subtracted"
+    if all_lanes:
+        return "Nothing of the block is inside: check the strides, the size of the grid, and the order of its axes"
+    return "Mask the lanes beyond the end (mask=offsets < n), in every axis that the block size does not divide"
 
 
 def count(m: Machine, access: Access, kind: AccessKind) -> None:

@@ -46,13 +46,25 @@ class SimulatorError(RuntimeError):
 
 
 class OutOfBoundsError(SimulatorError):
-    """A load, store or atomic touches an element outside the storage of its tensor."""
+    """A load, store or atomic touches an element outside the storage of its tensor.
 
-    def __init__(self, message: str, *, tensor: str, program: tuple[int, int, int], element: int) -> None:
+    Attributes:
+        tensor: its name in the kernel.
+        program, lane: the first program that does it, and where in its block.
+        element: offset from the tensor's first element.
+        index: where in the tensor that would be; a coordinate lies outside of its axis.
+    """
+
+    def __init__(
+        self, message: str, *, tensor: str, program: tuple[int, int, int], element: int,
+        index: tuple[int, ...] = (), lane: tuple[int, ...] = (),
+    ) -> None:  # fmt: skip
         super().__init__(message)
         self.tensor = tensor
         self.program = program
         self.element = element
+        self.index = index
+        self.lane = lane
 
 
 class UnsupportedFeatureError(SimulatorError):
