@@ -202,7 +202,7 @@ def unwrap(kernel: Any, bound: dict[str, Any], options: dict[str, Any]) -> tuple
             chosen = kernel.prune_configs(options)[0]
             kernel.nargs = None
             options = {**options, **chosen.all_kwargs()}
-            config = str(chosen)
+            config, kernel.best_config = str(chosen), chosen  # launchers look at it, as in Triton
             if chosen.pre_hook is not None:
                 chosen.pre_hook({**bound, **options})
         elif _is_instance(kernel, "Heuristics"):

@@ -282,6 +282,7 @@ def test_the_configuration_s_hook_runs_before_the_launch():
     with simulator.enabled():
         add(hooked_kernel)
     assert len(seen_by_hook) == 1
+    assert hooked_kernel.best_config is hooked  # a launcher may choose the next kernel's blocks by it
 
 
 @triton.jit
