@@ -47,7 +47,7 @@ from tests.packages.harness import Ledger, check, randn
 from tests.packages.recurrences import recurrence
 
 LEDGER = Ledger("fla-core")
-LENGTH, HEADS, WIDTH = 100, 2, 32
+LENGTH, HEADS, WIDTH = 70, 2, 32
 SCALE = WIDTH**-0.5
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 ROUNDINGS = {FP32: 256.0, BF16: 32.0, FP16: 32.0}

@@ -544,7 +544,6 @@ def test_int8_by_packed_2_bit_product():
     )
 
 
-@pytest.mark.xfail(reason="tensor descriptors are not passed to kernels yet")
 @each_type
 def test_mlp_with_tensor_descriptors(dtype):
     """The parts of LigerMLP: its autograd function asserts that tensors are on a GPU."""
