@@ -73,6 +73,8 @@ class Coverage:
         if self._elements is None and not self._starts and len(self._rows) == 1:
             ((length, _), bits), *_ = self._rows.items()
             return int(np.count_nonzero(bits)) * length
+        if self._elements is not None and not self._starts and not self._rows:
+            return int(np.count_nonzero(self._elements))
         edges = np.zeros(self.num_elements + 1, np.int32)
         for (length, phase), bits in self._rows.items():
             first = np.flatnonzero(bits) * length + phase
@@ -82,7 +84,7 @@ class Coverage:
             first = np.flatnonzero(bits)
             np.add.at(edges, first, 1)
             np.add.at(edges, first + length, -1)
-        touched = np.cumsum(edges[:-1]) > 0
+        touched = np.cumsum(edges[:-1], out=edges[:-1]) > 0
         if self._elements is not None:
             touched |= self._elements
         return int(np.count_nonzero(touched))
@@ -106,6 +108,7 @@ class Storage:
         self.num_elements = tensor.untyped_storage().nbytes() // tensor.element_size()
         self.first_element = int(tensor.storage_offset())
         self.flat = torch.as_strided(tensor.detach(), (self.num_elements,), (1,), 0)
+        self.memory = self.flat.untyped_storage().data_ptr()  # the same for all tensors that share it
         self.raw: np.ndarray = (
             self.flat.view(_RAW[tensor.element_size()]) if self._numpy_lacks() else self.flat
         ).numpy()
