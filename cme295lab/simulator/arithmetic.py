@@ -17,7 +17,7 @@ from cme295lab.simulator import dtypes
 from cme295lab.simulator.broadcasting import broadcast_sizes, common_shape, lazy_sum, lifted, result
 from cme295lab.simulator.casts import cast
 from cme295lab.simulator.dtypes import DType
-from cme295lab.simulator.errors import KernelTypeError, UnsupportedFeatureError
+from cme295lab.simulator.errors import KernelTypeError
 from cme295lab.simulator.machine import Machine
 from cme295lab.simulator.values import Block, Pointer, add_terms, as_torch, scalar, sum_terms
 
@@ -338,11 +338,14 @@ def where(m: Machine, condition: Operand, a: Operand, b: Operand) -> Operand:
 def _where_pointers(m: Machine, condition: Block, a: Operand, b: Operand) -> Pointer:
     if not isinstance(a, Pointer) or not isinstance(b, Pointer):
         raise KernelTypeError("tl.where: a pointer and a number cannot be alternatives")
-    if a.storage is not b.storage:
-        raise UnsupportedFeatureError("tl.where between pointers into different tensors", "load from both, then choose")
     shape = common_shape(condition, a, b)
-    choose, x, y = (np.asarray(lifted(v.data(m.active), len(shape))) for v in (condition, a, b))
-    return Pointer([np.where(choose != 0, x, y)], a.dtype, shape, m.active, a.storage)
+    choices = [lifted(v.data(m.active), len(shape)) for v in (a, b)]
+    storage = a.storage
+    if a.storage is not b.storage:  # from here on the pointer may lead to either
+        pairs = [m.memory.anywhere(v, [c]) for v, c in zip((a, b), choices, strict=True)]
+        choices, storage = [sum_terms(terms) for terms, _ in pairs], pairs[0][1]
+    choose = np.asarray(lifted(condition.data(m.active), len(shape)))
+    return Pointer([np.where(choose != 0, *choices)], a.dtype, shape, m.active, storage)
 
 
 def unary(

@@ -17,7 +17,7 @@ from cme295lab.simulator.compound import Compound, alike, parts, rebuilt
 from cme295lab.simulator.errors import SimulatorError
 from cme295lab.simulator.machine import Machine
 from cme295lab.simulator.programs import Array, ProgramSet, Selector, combine
-from cme295lab.simulator.values import Block, Pointer, scalar
+from cme295lab.simulator.values import Block, Pointer, scalar, sum_terms
 
 Variables = dict[str, Any]
 EMPTY = np.zeros(0, np.int64)
@@ -108,16 +108,21 @@ def _merge_blocks(m: Machine, name: str, values: list[Any], groups: list[Group],
         kinds = " and ".join(sorted({f"{b.dtype}{list(b.shape)}" for b in blocks}))
         return Differs(name, f"has different types on different paths ({kinds}); Triton needs one type")
     terms = [b.terms(g.programs) for b, g in zip(blocks, groups, strict=True)]
+    storages = [b.storage for b in blocks if isinstance(b, Pointer)]
+    if storages and any(s is not storages[0] for s in storages):  # from here on it may point into any of them
+        pairs = [m.memory.anywhere(b, ts) for b, ts in zip(blocks, terms, strict=True) if isinstance(b, Pointer)]
+        terms, storages = [ts for ts, _ in pairs], [s for _, s in pairs]
     layouts = {tuple(tuple(n != 1 for n in t.shape[1:]) for t in ts) for ts in terms}
     if len(layouts) == 1:
         arrays = [_merge_terms([ts[i] for ts in terms], rows, m.num_active) for i in range(len(terms[0]))]
     else:
-        whole = [b.data(g.programs) for b, g in zip(blocks, groups, strict=True)]
+        whole = [
+            b.data(g.programs) if not storages else sum_terms(ts)
+            for b, g, ts in zip(blocks, groups, terms, strict=True)
+        ]
         arrays = [combine(list(zip(rows, whole, strict=True)), m.num_active)]
-    if isinstance(blocks[0], Pointer):
-        if any(isinstance(b, Pointer) and b.storage is not blocks[0].storage for b in blocks):
-            return Differs(name, "points into different tensors in different programs")
-        return Pointer(arrays, dtype, blocks[0].shape, m.active, blocks[0].storage)
+    if storages:
+        return Pointer(arrays, dtype, blocks[0].shape, m.active, storages[0])
     result = Block(arrays, dtype, blocks[0].shape, m.active)
     result.temporary = False
     return result

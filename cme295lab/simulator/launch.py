@@ -94,6 +94,7 @@ def launch(kernel: Any, grid: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
         observers=settings.observers, watchers=settings.watchers, kernel_name=source.name,
     )  # fmt: skip
     machine.counters = outcome.counters
+    machine.memory.storages = outcome.storages
     for watcher in settings.watchers:
         watcher.begin(machine)
     arguments = {n: v if n in constant_names else _argument(n, v, machine, outcome.storages) for n, v in bound.items()}

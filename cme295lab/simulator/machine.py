@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
+from cme295lab.simulator.memory import Memory
 from cme295lab.simulator.programs import ProgramSet
 from cme295lab.simulator.values import Block
 
@@ -107,6 +108,7 @@ class Machine:
         kernel_name: str = "",
     ) -> None:
         self.grid = grid
+        self.memory = Memory()
         self.counting = counting
         self.recording = recording
         self.watch = watch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from cme295lab.simulator.language.block_pointers import BlockPointer
 from cme295lab.simulator.language.constants import block_shape, whole_number
 from cme295lab.simulator.language.registry import native
 from cme295lab.simulator.machine import Machine
+from cme295lab.simulator.memory import by_tensor
 from cme295lab.simulator.values import Block, Pointer, as_numpy, scalar
 
 
@@ -82,7 +84,9 @@ def load(
         return block_pointers.load(m, pointer, mask, other, boundary_check, padding_option)
     if boundary_check or padding_option:
         raise KernelTypeError("tl.load: boundary_check and padding_option go with block pointers, not with pointers")
-    return access.load(m, pointer, mask, other)
+    return by_tensor(  # type: ignore[no-any-return]
+        m, pointer, mask, lambda where, lanes: access.load(m, where, lanes, other), partial(arithmetic.where, m)
+    )
 
 
 @native("store")
@@ -96,7 +100,7 @@ def store(
         return
     if boundary_check:
         raise KernelTypeError("tl.store: boundary_check goes with block pointers, not with pointers")
-    access.store(m, pointer, value, mask)
+    by_tensor(m, pointer, mask, lambda where, lanes: access.store(m, where, value, lanes), partial(arithmetic.where, m))
 
 
 def _register_atomics() -> None:
@@ -111,7 +115,10 @@ def _register_atomics() -> None:
             scope: Any = None,
             _op: str = op,
         ) -> Block:
-            return atomics.atomic(m, _op, pointer, val, mask)
+            return by_tensor(  # type: ignore[no-any-return]
+                m, pointer, mask, lambda where, lanes: atomics.atomic(m, _op, where, val, lanes),
+                partial(arithmetic.where, m),
+            )  # fmt: skip
 
         native(f"atomic_{op}", method=True)(run)
 
@@ -121,7 +128,9 @@ _register_atomics()
 
 @native("atomic_cas", method=True)
 def atomic_cas(m: Machine, pointer: Operand, cmp: Operand, val: Operand, sem: Any = None, scope: Any = None) -> Block:
-    return atomics.compare_and_swap(m, pointer, cmp, val)
+    return by_tensor(  # type: ignore[no-any-return]
+        m, pointer, None, lambda where, _: atomics.compare_and_swap(m, where, cmp, val), partial(arithmetic.where, m)
+    )
 
 
 @native("cast", "to", method=True)
@@ -134,12 +143,28 @@ def cast(
 ) -> Block:
     block = input if isinstance(input, Block) else scalar(input, m.active)
     dtype = dtype.scalar if isinstance(dtype, BlockType) else dtype
-    target = dtype.element_ty if isinstance(dtype, PointerType) else dtype
-    if not isinstance(target, DType):
+    if isinstance(dtype, PointerType):
+        return _as_pointer(m, block, dtype)
+    if not isinstance(dtype, DType):
         raise KernelTypeError(f"cannot convert to {dtype!r}: pass a type such as tl.float32")
-    if bitcast or isinstance(dtype, PointerType):
-        return casts.bitcast(m, block, target)
-    return casts.cast(m, block, target, rounding=fp_downcast_rounding)
+    if isinstance(block, Pointer):
+        if dtype.is_float or dtype.primitive_bitwidth not in (1, 64):
+            raise KernelTypeError(f"a pointer can be converted to a 64-bit integer or another pointer, not to {dtype}")
+        address = m.memory.address(m, block)
+        return result(m, address != 0 if dtype.is_bool() else address.astype(dtype.numpy), dtype, block.shape)
+    return casts.bitcast(m, block, dtype) if bitcast else casts.cast(m, block, dtype, rounding=fp_downcast_rounding)
+
+
+def _as_pointer(m: Machine, block: Block, kind: PointerType) -> Pointer:
+    """A pointer to another type, or an integer that is an address."""
+    target = kind.element_ty
+    if not isinstance(target, DType):
+        raise KernelTypeError(f"cannot convert to {kind}: pass a pointer to a type such as tl.float32")
+    if isinstance(block, Pointer):
+        return m.memory.recast(m, block, target)
+    if block.dtype.is_float or block.dtype.primitive_bitwidth != 64:
+        raise KernelTypeError(f"an address is a 64-bit integer, got {block.dtype}")
+    return m.memory.pointer(m, block, target)
 
 
 @native("pointer_type")
