@@ -15,6 +15,8 @@ from cme295lab.simulator.debug import Check, Problem, Problems, Watch, unseen
 from cme295lab.simulator.errors import SimulatorError
 from cme295lab.simulator.launch import Settings, launch
 from cme295lab.simulator.records import Launch, Step, TensorTraffic, launch_record, on_device, total_by_name
+from cme295lab.simulator.report import Report
+from cme295lab.simulator.report.facts import gather
 from cme295lab.units import format_bytes, format_flops
 
 __all__ = [
@@ -214,6 +216,21 @@ class Trace:
         self._watches.append(watch)
         return watch
 
+    def report(self, compile: bool = True, device: str | Device | None = None) -> Report:
+        """One view of everything: traffic, memory hierarchy, roofline, on-chip bytes, compile facts, source, problems.
+
+        Args:
+            compile: ask Triton's compiler about each kernel, too (about a second each); where it cannot, the report
+                says why.
+            device: the GPU for the cache model, the roofline and the compiler; by default the trace's.
+
+        Returns:
+            A report that shows itself in a notebook, prints as text, and has `to_dict()` and `to_json()`.
+        """
+        gpu = self.device if device is None else get_device(device)
+        problems = None if self._check is None else self.problems
+        return Report(gather(self.launches, gpu, compiled=compile, problems=problems))
+
     def table(self) -> Table:
         """Bytes per kernel and tensor. The rows hold formatted text; the numbers are in `launches[i].tensors`."""
         rows = [
@@ -225,6 +242,7 @@ class Trace:
                 "read": format_bytes(t.read_bytes),
                 "written": format_bytes(t.written_bytes),
                 "distinct": format_bytes(t.distinct_bytes),
+                "DRAM": format_bytes(t.dram_bytes),
             }
             for launch in self.launches
             for name, t in launch.tensors.items()
@@ -232,7 +250,7 @@ class Trace:
         return Table(rows, self.summary())
 
     def summary(self) -> str:
-        """One line: bytes, FLOPs, intensity, on-chip peak."""
+        """One line: bytes (those of DRAM by the cache model), FLOPs, intensity, on-chip peak."""
         held, available = (
             format_bytes(n, binary=True) for n in (self.sram_peak_bytes, self.device.on_chip_bytes_per_sm)
         )
@@ -240,6 +258,7 @@ class Trace:
             f"{len(self.launches)} launch{'es' if len(self.launches) != 1 else ''}: "
             f"{format_bytes(self.requested_bytes)} requested, "
             f"{format_bytes(self.distinct_bytes)} distinct, "
+            f"{format_bytes(self.dram_bytes)} DRAM, "
             f"{format_flops(self.flops)}, {self.arithmetic_intensity:.1f} FLOP/byte; "
             f"one program holds up to {held} of {available} on chip ({self.device.name})"
             f"{self._findings()}"

@@ -97,7 +97,7 @@ def _narrow(report: CompileReport, facts: SourceFacts, accesses: Sequence[Lowere
                 f"uncoalesced: {tile.kind}s of {min(widths)} B per thread in line {tile.place[1]}"
                 f"{f' ({text})' if text else ''}, where {possible} B are possible: the compiler does not know that "
                 "neighbours in the tile are neighbours in memory, and aligned (a stride that is not 1, a size that is "
-                "not divisible by 16), or the tensor cores want the tile transposed"
+                "not divisible by 16), or tl.dot wants the tile transposed"
             )
     return list(dict.fromkeys(found))
 

@@ -50,7 +50,12 @@ def _loop_rows(report: CompileReport) -> list[tuple[str, str]]:
         several = f"; a pass does {loop.iterations} times this (unrolled, or warps repeat each other on a small tile)"
         unrolled = several if (loop.iterations or 1) > 1 else ""
         agrees = f" (tl.dot in the source: {format_flops(loop.source_dot_flops)})" if loop.source_dot_flops else ""
-        made.append(("products an iteration", f"{format_flops(flops)}{agrees}{unrolled}"))
+        made.append(
+            (
+                "products an iteration" if loop.tensor_core_flops else "fp32 an iteration",
+                f"{format_flops(flops)}{agrees}{unrolled}",
+            )
+        )
     return made
 
 
@@ -72,8 +77,12 @@ def title(report: CompileReport) -> str:
     """The head line."""
     return (
         f"{report.kernel} for {report.device.name} (sm_{report.device.compute_capability}), "
-        f"{report.num_warps} warps, {report.num_stages} stages"
+        f"{_number(report.num_warps, 'warp')}, {_number(report.num_stages, 'stage')}"
     )
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count} {noun}{'s' if count != 1 else ''}"
 
 
 def as_text(report: CompileReport) -> str:
@@ -107,5 +116,5 @@ def as_html(report: CompileReport, *, code: bool = True) -> str:
         )
     return (
         f"<div style='max-width:920px;font-size:13px'><div style='font-weight:600'>{html.escape(title(report))}</div>"
-        f"{advice}<table style='margin:4px 0;border-collapse:collapse'>{body}</table>{folds}</div>"
+        f"{advice}<table style='margin:4px 0;border-collapse:collapse;font-size:13px'>{body}</table>{folds}</div>"
     )
