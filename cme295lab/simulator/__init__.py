@@ -14,10 +14,12 @@ module that touches Triton.
 from __future__ import annotations
 
 from cme295lab.simulator.compiler import CompileReport, MainLoop, compile_report
+from cme295lab.simulator.cost import AccessSummary, CacheReport, Roofline
 from cme295lab.simulator.errors import KernelTypeError, OutOfBoundsError, SimulatorError, UnsupportedFeatureError
 from cme295lab.simulator.trace import Launch, Problem, Step, TensorTraffic, Trace, Watch, enabled, is_enabled, trace
 
 __all__ = [
-    "CompileReport", "KernelTypeError", "Launch", "MainLoop", "OutOfBoundsError", "Problem", "SimulatorError", "Step",
-    "TensorTraffic", "Trace", "UnsupportedFeatureError", "Watch", "compile_report", "enabled", "is_enabled", "trace",
+    "AccessSummary", "CacheReport", "CompileReport", "KernelTypeError", "Launch", "MainLoop", "OutOfBoundsError",
+    "Problem", "Roofline", "SimulatorError", "Step", "TensorTraffic", "Trace", "UnsupportedFeatureError", "Watch",
+    "compile_report", "enabled", "is_enabled", "trace",
 ]  # fmt: skip

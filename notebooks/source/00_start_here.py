@@ -89,6 +89,7 @@ if simulator.frontend.available():
 #
 # - **read**, **written**: what all programs together ask the memory for. Masked elements do not count.
 # - **distinct**: each byte once. A cache can save the difference between the two; here nothing is read twice.
+# - **DRAM**: what a model of the GPU's cache lets through to its main memory, which lies between the two.
 # - **FLOP/byte**: the intensity. Compare it with the ridge point above. One addition per 12 bytes is far below it: this
 #   kernel waits for memory, on any GPU.
 # - **holds on chip**: the blocks that one program keeps at the same time. They must fit where it runs.

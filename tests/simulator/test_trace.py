@@ -402,12 +402,12 @@ def test_tables():
     assert [row["tensor"] for row in table.rows] == ["x", "y", "out"]
     assert table.rows[0] == {
         "kernel": "add_kernel", "tensor": "x", "dtype": "fp32", "shape": "1000", "read": "4 kB", "written": "0 B",
-        "distinct": "4 kB",
+        "distinct": "4 kB", "DRAM": "4 kB",
     }  # fmt: skip
     lines = str(t).splitlines()
     assert len(lines) == 5
-    assert lines[1].split() == ["kernel", "tensor", "dtype", "shape", "read", "written", "distinct"]
-    assert "12 kB requested, 12 kB distinct" in lines[0]
+    assert lines[1].split() == ["kernel", "tensor", "dtype", "shape", "read", "written", "distinct", "DRAM"]
+    assert "12 kB requested, 12 kB distinct, 12 kB DRAM" in lines[0]
     assert "A100" in lines[0]
     html = t._repr_html_()
     assert html.count("<tr>") == 4
