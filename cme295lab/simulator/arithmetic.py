@@ -224,8 +224,16 @@ def _pointer_arithmetic(m: Machine, op: str, a: Operand, b: Operand) -> Block:
             return result(m, _COMPARE_INT[op](a.data(m.active), b.data(m.active)), dtypes.int1, common_shape(a, b))
         raise KernelTypeError(f"cannot compute pointer {op} pointer")
     offset = _as_block(m, b, dtypes.of_number(b)) if not isinstance(b, Block) else b
-    if op not in ("+", "-") or offset.dtype.is_float:
-        raise KernelTypeError(f"cannot compute pointer {op} {offset.dtype}: offsets are added as integers")
+    if op not in ("+", "-"):
+        raise KernelTypeError(
+            f"cannot compute pointer {op} {offset.dtype}: {a.storage.name!r} is a tensor, so the kernel gets a "
+            "pointer; tl.load its numbers, or pass a Python number (of a tensor with one element: .item())"
+        )
+    if offset.dtype.is_float:
+        raise KernelTypeError(
+            f"cannot compute pointer {op} {offset.dtype}: offsets are added as integers; use // instead of /, or "
+            "convert with .to(tl.int32)"
+        )
     shape = common_shape(a, offset)
     rank = len(shape)
     terms = offset.terms(m.active)

@@ -7,7 +7,9 @@ is a single program.
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -82,8 +84,9 @@ def launch(kernel: Any, grid: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     jit, options, config = frontend.unwrap(kernel, dict(zip(names, args, strict=False)), kwargs)
     function = frontend.kernel_function(jit)
     source = kernel_source(function)
-    bound = _bind(source, args, options)
-    sizes = _grid(grid, bound)
+    with _launching(source):
+        bound = _bind(source, args, options)
+        sizes = _grid(grid, bound)
     constant_names = frontend.constexpr_names(function)
     outcome = Outcome(
         source=source, grid=sizes, config=config, kernel=jit, arguments=bound, options=options,
@@ -97,11 +100,24 @@ def launch(kernel: Any, grid: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     machine.memory.storages = outcome.storages
     for watcher in settings.watchers:
         watcher.begin(machine)
-    arguments = {n: v if n in constant_names else _argument(n, v, machine, outcome.storages) for n, v in bound.items()}
+    with _launching(source):
+        arguments = {
+            n: v if n in constant_names else _argument(n, v, machine, outcome.storages) for n, v in bound.items()
+        }
     with torch.no_grad():
         _run_batches(source, arguments, machine, settings, tuple((n, str(v)) for n, v in outcome.constants.items()))
     outcome.seconds = time.perf_counter() - started
     return outcome
+
+
+@contextlib.contextmanager
+def _launching(source: KernelSource) -> Iterator[None]:
+    """Errors name the kernel; its lines have not begun to run."""
+    try:
+        yield
+    except SimulatorError as error:
+        error.message = f"launching {source.name}: {error.message}"
+        raise
 
 
 def _signature(kernel: Any) -> Any:
@@ -115,18 +131,20 @@ def _bind(source: KernelSource, args: tuple[Any, ...], options: dict[str, Any]) 
     try:
         bound = source.signature.bind(*args, **known)
     except TypeError as error:
-        raise SimulatorError(
-            f"launching {source.name}: {error}; its parameters are {', '.join(source.signature.parameters)}"
-        ) from None
+        raise SimulatorError(f"{error}; its parameters are {', '.join(source.signature.parameters)}") from None
     bound.apply_defaults()
     return {name: frontend.constant_value(value) for name, value in bound.arguments.items()}
 
 
 def _grid(grid: Any, bound: dict[str, Any]) -> tuple[int, int, int]:
-    sizes = grid(bound) if callable(grid) else grid
+    try:
+        sizes = grid(bound) if callable(grid) else grid
+    except KeyError as error:
+        raise SimulatorError(f"the grid function asks for {error}, but the arguments are {', '.join(bound)}") from None
     sizes = tuple(sizes) if isinstance(sizes, tuple | list) else (sizes,)
     if not 1 <= len(sizes) <= 3 or not all(isinstance(n, int | np.integer) and n >= 0 for n in sizes):
-        raise SimulatorError(f"the grid must be one to three non-negative integers, got {sizes!r}")
+        advice = "; round up with triton.cdiv(n, BLOCK)" if any(isinstance(n, float) for n in sizes) else ""
+        raise SimulatorError(f"the grid must be one to three non-negative integers, got {sizes!r}{advice}")
     x, y, z = (*(int(n) for n in sizes), 1, 1)[:3]
     return x, y, z
 
@@ -152,9 +170,8 @@ def _argument(name: str, value: Any, machine: Machine, storages: list[Storage]) 
         return value
     if frontend.is_kernel(value) or hasattr(value, "name"):
         return value
-    raise UnsupportedFeatureError(
-        f"argument {name!r} of type {type(value).__name__}", "pass tensors, numbers, tuples or tl.constexpr values"
-    )
+    advice = "pass torch.from_numpy(array)" if isinstance(value, np.ndarray) else "pass tensors, numbers or tuples"
+    raise UnsupportedFeatureError(f"argument {name!r} of type {type(value).__name__}", advice)
 
 
 def _needs_order(source: KernelSource, arguments: dict[str, Any]) -> bool:
