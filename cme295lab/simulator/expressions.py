@@ -24,7 +24,7 @@ from cme295lab.simulator.language import NATIVE
 from cme295lab.simulator.machine import Machine
 from cme295lab.simulator.names import Names
 from cme295lab.simulator.programs import ProgramSet
-from cme295lab.simulator.values import Block, as_numpy, scalar
+from cme295lab.simulator.values import Block, Pointer, as_numpy, scalar
 
 OPERATORS: dict[type[ast.AST], str] = {
     ast.Add: "+",
@@ -51,6 +51,15 @@ METHOD_NAMES: dict[type[ast.AST], str] = {
     ast.Mod: "__mod__", ast.Pow: "__pow__", ast.LShift: "__lshift__", ast.RShift: "__rshift__", ast.BitAnd: "__and__",
     ast.BitOr: "__or__", ast.BitXor: "__xor__",
 }  # fmt: skip
+
+
+def _kind(value: Any) -> str:
+    """What a value is, for an error message."""
+    if isinstance(value, Pointer):
+        return "a pointer"
+    if isinstance(value, Block):
+        return f"a block of {value.dtype}" if value.shape else f"an {value.dtype} scalar"
+    return f"a {type(value).__name__}"
 
 
 @functools.cache
@@ -164,7 +173,10 @@ class Expressions(Names):
         for owner, other, name in ((left, right, method), (right, left, method.replace("__", "__r", 1))):
             if isinstance(owner, Aggregate) and hasattr(owner.kind.cls, name):
                 return self.call(self.attribute(owner, name), [other], {})
-        raise KernelTypeError(f"{ast.unparse(node)!r} has no meaning for these operands")
+        raise KernelTypeError(
+            f"{ast.unparse(node)!r} has no meaning for {_kind(left)} and {_kind(right)}; a list or tuple that was "
+            "passed to the kernel is a tuple here: pass a tensor"
+        )
 
     def eval_UnaryOp(self, node: ast.UnaryOp) -> Any:
         value = self.eval(node.operand)

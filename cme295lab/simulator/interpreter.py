@@ -78,7 +78,8 @@ class Interpreter(Expressions):
             return function(*args, **kwargs)
         if any(isinstance(a, Block) for a in (*args, *kwargs.values())):
             raise UnsupportedFeatureError(
-                f"calling the Python function {getattr(function, '__name__', function)} on kernel values"
+                f"calling the Python function {getattr(function, '__name__', function)} on kernel values",
+                "use a function of tl, or decorate your own with @triton.jit",
             )
         return self.resolve(function(*args, **kwargs))
 
@@ -255,10 +256,13 @@ class Interpreter(Expressions):
         """A loop bound: one number, or one per active program."""
         if not isinstance(value, Block):
             if not isinstance(value, int):
-                raise KernelTypeError(f"a loop bound must be an integer, got {value!r}")
+                raise KernelTypeError(f"a loop bound must be an integer, got {value!r}{_bound_advice(value)}")
             return value
         if value.shape or value.dtype.is_float:
-            raise KernelTypeError(f"a loop bound must be an integer scalar, got {value.dtype} of shape {value.shape}")
+            raise KernelTypeError(
+                f"a loop bound must be an integer scalar, got {value.dtype} of shape {value.shape}"
+                f"{_bound_advice(0.0 if value.dtype.is_float else None)}"
+            )
         numbers = np.asarray(value.data(self.m.active)).reshape(-1)
         return int(numbers[0]) if (numbers == numbers[0]).all() else numbers.astype(np.int64)
 
@@ -334,6 +338,10 @@ def _alive(interpreter: weakref.ref[Interpreter]) -> Interpreter:
     found = interpreter()
     assert found is not None
     return found
+
+
+def _bound_advice(value: object) -> str:
+    return "; use // instead of /, or tl.cdiv to round up" if isinstance(value, float) else ""
 
 
 def _index_type(bounds: tuple[Any, ...]) -> DType:

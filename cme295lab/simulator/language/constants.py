@@ -9,7 +9,8 @@ def whole_number(value: object, what: str) -> int:
     """A compile-time integer, or an error that says where one is needed."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    raise KernelTypeError(f"{what} must be a compile-time integer (a literal or tl.constexpr), got {value!r}")
+    advice = "" if isinstance(value, float) else "; declare the kernel's parameter as NAME: tl.constexpr"
+    raise KernelTypeError(f"{what} must be a compile-time integer (a literal or tl.constexpr), got {value!r}{advice}")
 
 
 def block_shape(shape: object, what: str) -> tuple[int, ...]:
@@ -19,5 +20,9 @@ def block_shape(shape: object, what: str) -> tuple[int, ...]:
     )
     for n in sizes:
         if n < 1 or n & (n - 1):
-            raise KernelTypeError(f"{what}: block sizes must be powers of two, got {n} in {sizes}")
+            larger = 1 << max(0, n - 1).bit_length()
+            raise KernelTypeError(
+                f"{what}: block sizes must be powers of two, got {n} in {sizes}; take {larger} "
+                "(triton.next_power_of_2) and mask the rest"
+            )
     return sizes
