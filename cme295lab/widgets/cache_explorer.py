@@ -31,6 +31,8 @@ _MOST_READS = 8  # where the colour of the maps of A and B ends
 # White and pale at what costs nothing; a map's other end differs in lightness too, for readers without its colour.
 _READS = [[0.0, "#FFF7E6"], [0.15, palette.ORANGE], [1.0, "#7A2E00"]]
 _HITS = [[0.0, "#F2F4F6"], [1.0, palette.BLUE]]
+_HITS_HOVER = "row %{y}, column %{x}: %{z:.0%} found in L2<extra>C</extra>"
+_STARTS_HOVER = "row %{y}, column %{x}: starts in wave %{z}<extra>C</extra>"
 _STARTS = [[0.0, palette.BLUE], [0.5, palette.SKY], [1.0, "#F2F4F6"]]
 
 
@@ -60,6 +62,7 @@ class CacheExplorer(ipywidgets.VBox):
         self.controls["show"] = _dropdown("show", list(_SHOW), "found in L2")
         self._text = ipywidgets.HTML()
         self.plot = _empty_plot()
+        self._look: dict[str, Any] = {}
         self._redraw()
         for control in self.controls.values():
             control.observe(self._redraw, "value")
@@ -92,7 +95,13 @@ class CacheExplorer(ipywidgets.VBox):
         bars.xaxis.set_visible(False)
         bars.spines[["top", "right", "bottom"]].set_visible(False)
         bars.set_title(f"{_order(scenario)}, L2 of {format_bytes(scenario.l2_bytes, binary=True)}", loc="left", size=11)
-        _draw_map(picture.add_subplot(grid[0, 2]), scenario.b_reads, "B: reads from DRAM", _READS, (1, _MOST_READS))
+        _draw_map(
+            picture.add_subplot(grid[0, 2]),
+            scenario.b_reads,
+            "B: reads of each tile from DRAM",
+            _READS,
+            (1, _MOST_READS),
+        )
         _draw_map(picture.add_subplot(grid[1, 1]), scenario.a_reads, "A: reads", _READS, (1, _MOST_READS))
         _draw_map(picture.add_subplot(grid[1, 2]), scenario.hit_share, "C: share found in L2", _HITS, (0, 1))
         return picture
@@ -102,20 +111,25 @@ class CacheExplorer(ipywidgets.VBox):
         return f"CacheExplorer({summary(self.scenario)})"
 
     def _redraw(self, _: Any = None) -> None:
-        scenario, shown = self.scenario, _SHOW[self.controls["show"].value]
+        scenario, shows_hits = self.scenario, _SHOW[self.controls["show"].value] == "hits"
         values = _bar_values(scenario)
+        self._colour_c(shows_hits, scenario)
         with self.plot.batch_update():
             bar, a, b, c = self.plot.data
             bar.x, bar.text = values, [format_bytes(value) for value in values]
             a.z, b.z = scenario.a_reads, scenario.b_reads
-            if shown == "hits":
-                c.z, c.zmin, c.zmax, c.colorscale = scenario.hit_share, 0, 1, _HITS
-                c.hovertemplate = "row %{y}, column %{x}: %{z:.0%} found in L2<extra>C</extra>"
-            else:
-                c.z, c.zmin, c.zmax, c.colorscale = scenario.start, 0, max(int(scenario.start.max()), 1), _STARTS
-                c.hovertemplate = "row %{y}, column %{x}: starts in wave %{z}<extra>C</extra>"
-            self.plot.layout.annotations[2].text = "C: found in L2" if shown == "hits" else "C: wave"
+            c.z = scenario.hit_share if shows_hits else scenario.start
         self._text.value = summary_html(scenario)
+
+    def _colour_c(self, shows_hits: bool, scenario: CacheScenario) -> None:
+        """Colours of the map of C. Not within a batch of updates: there, plotly resets what other maps have set."""
+        look = {"zmin": 0, "zmax": 1, "colorscale": _HITS, "hovertemplate": _HITS_HOVER}
+        if not shows_hits:
+            look |= {"zmax": max(int(scenario.start.max()), 1), "colorscale": _STARTS, "hovertemplate": _STARTS_HOVER}
+        if look != self._look:
+            self._look = look
+            self.plot.data[3].update(look)
+            self.plot.layout.annotations[3].text = "C: share found in L2" if shows_hits else "C: wave by wave"
 
 
 def summary(scenario: CacheScenario) -> str:
@@ -156,11 +170,14 @@ def _draw_map(axes: Any, values: np.ndarray, title: str, colours: list[list[Any]
     from matplotlib.colors import LinearSegmentedColormap
 
     shades = LinearSegmentedColormap.from_list(title, [(at, colour) for at, colour in colours])
-    image = axes.imshow(values, cmap=shades, vmin=limits[0], vmax=limits[1], aspect="auto", interpolation="nearest")
+    image = axes.pcolormesh(values, cmap=shades, vmin=limits[0], vmax=limits[1], edgecolors="white", linewidth=0.4)
+    axes.invert_yaxis()
     axes.set_title(title, loc="left", fontsize=9)
     axes.set_xticks([])
     axes.set_yticks([])
-    axes.figure.colorbar(image, ax=axes, shrink=0.9) if title.startswith(("B", "C")) else None
+    if not title.startswith("A"):
+        ticks = [1, 4, 8] if title.startswith("B") else [0, 0.5, 1]
+        axes.figure.colorbar(image, ax=axes, ticks=ticks)
 
 
 _STYLE = """<style>
@@ -210,7 +227,7 @@ def _empty_plot() -> Any:
     plot = make_subplots(
         2, 3, column_widths=(0.42, 0.12, 0.46), row_heights=(0.2, 0.8), horizontal_spacing=0.03, vertical_spacing=0.1,
         specs=[[{"rowspan": 2}, None, {}], [None, {}, {}]],
-        subplot_titles=("bytes of A and B", "B: reads of each tile from DRAM", "A: reads", "C"),
+        subplot_titles=("bytes of A and B", "B: reads of each tile from DRAM", "A: reads", "C: share found in L2"),
     )  # fmt: skip
     at = list(range(len(_BARS)))
     plot.add_bar(y=at, x=at, orientation="h", marker_color=_BAR_COLOURS, textposition="outside", cliponaxis=False,
