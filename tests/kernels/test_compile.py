@@ -6,6 +6,7 @@ from functools import cache
 
 import pytest
 import torch
+import triton
 
 from cme295lab import hardware, simulator
 from cme295lab.attention.block_sizes import CONFIGS
@@ -13,6 +14,7 @@ from cme295lab.kernels import flash_attention, matmul, softmax, standard_attenti
 
 pytestmark = pytest.mark.needs_triton  # its compiler
 
+TRITON = tuple(int(n) for n in triton.__version__.split(".")[:2])
 DEVICES = {80: "A100", 90: "H100", 100: "B200"}
 SMALLEST_SHARED_BYTES = 99 * 1024  # of a block on an sm_89 or sm_120 GPU
 SPILLED_BYTES = {("forward", 128, 80): 48, ("key_value_grads", 128, 80): 32}  # the others: none
@@ -54,10 +56,18 @@ def test_flash_kernels_compile_fit_and_use_tensor_cores(name, dim, compute_capab
     assert device.compute_capability == compute_capability
     compiled = compile_flash(name, DEVICES[compute_capability], dim)
     assert compiled.fits
-    assert compiled.spill_bytes <= SPILLED_BYTES.get((name, dim, compute_capability), 0)
     assert compiled.uses_tensor_cores == (name != "delta")
     if compute_capability < 100:
         assert compiled.shared_bytes <= SMALLEST_SHARED_BYTES
+
+
+@pytest.mark.skipif(TRITON < (3, 8), reason="Triton 3.6 and 3.7 allot registers worse: 100 B to 24 kB a thread spilled")
+@pytest.mark.parametrize("compute_capability", DEVICES)
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("name", ["forward", "delta", "key_value_grads", "query_grad"])
+def test_flash_kernels_keep_everything_in_registers(name, dim, compute_capability):
+    compiled = compile_flash(name, DEVICES[compute_capability], dim)
+    assert compiled.spill_bytes <= SPILLED_BYTES.get((name, dim, compute_capability), 0)
 
 
 @pytest.mark.parametrize("name", ["forward", "key_value_grads", "query_grad"])

@@ -162,7 +162,7 @@ def _markers(points: list[tuple[float, float, str]]) -> list[str]:
             near.append(point)
     body = []
     for cluster in clusters:
-        x, y = (sum(p[axis] for p in cluster) / len(cluster) for axis in (0, 1))
+        x, y = (math.fsum(c) / len(cluster) for c in ([p[0] for p in cluster], [p[1] for p in cluster]))
         words = ", ".join(p[2] for p in sorted(cluster, key=lambda p: int(p[2])))
         width = 2 * _RADIUS + 5 * (len(words) - 1)
         body += [
