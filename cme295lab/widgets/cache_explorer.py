@@ -95,14 +95,9 @@ class CacheExplorer(ipywidgets.VBox):
         bars.xaxis.set_visible(False)
         bars.spines[["top", "right", "bottom"]].set_visible(False)
         bars.set_title(f"{_order(scenario)}, L2 of {format_bytes(scenario.l2_bytes, binary=True)}", loc="left", size=11)
-        _draw_map(
-            picture.add_subplot(grid[0, 2]),
-            scenario.b_reads,
-            "B: reads of each tile from DRAM",
-            _READS,
-            (1, _MOST_READS),
-        )
-        _draw_map(picture.add_subplot(grid[1, 1]), scenario.a_reads, "A: reads", _READS, (1, _MOST_READS))
+        reads = (_READS, (1, _MOST_READS))
+        _draw_map(picture.add_subplot(grid[0, 2]), scenario.b_reads, "B: reads of each tile from DRAM", *reads)
+        _draw_map(picture.add_subplot(grid[1, 1]), scenario.a_reads, "A: reads", *reads)
         _draw_map(picture.add_subplot(grid[1, 2]), scenario.hit_share, "C: share found in L2", _HITS, (0, 1))
         return picture
 
@@ -237,7 +232,7 @@ def _empty_plot() -> Any:
     plot.add_heatmap(z=[[1]], **reads, showscale=False, hovertemplate=hover + "A</extra>", row=2, col=2)
     plot.add_heatmap(z=[[1]], **reads, hovertemplate=hover + "B</extra>", row=1, col=3,
                      colorbar={"len": 0.32, "y": 0.93, "thickness": 10, "tickvals": [1, 4, 8],
-                               "ticktext": ["1×", "4×", "8× or more"]})  # fmt: skip
+                               "ticktext": ["1×", "4×", "8× +"]})  # fmt: skip
     plot.add_heatmap(z=[[1]], xgap=1, ygap=1, showscale=False, row=2, col=3)
     plot.update_xaxes(rangemode="tozero", tickformat="~s", ticksuffix="B", nticks=5, row=1, col=1,
                       gridcolor="rgba(127,134,141,0.3)", zerolinecolor="rgba(127,134,141,0.6)")  # fmt: skip

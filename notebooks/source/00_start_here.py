@@ -124,6 +124,7 @@ if simulator.frontend.available():
 # | notebook | question |
 # |---|---|
 # | [07 FlashAttention](07_flash_attention.ipynb) | Why does attention wait for memory, and how can a kernel avoid it? |
+# | [A1 Your own kernel](A1_your_own_kernel.ipynb) | Paste any kernel: what does it cost, and what does it waste? |
 #
 # More labs follow: pretraining, scaling laws, training memory, ZeRO, quantisation, LoRA and QLoRA. Each notebook
 # ends with exercises that grade themselves; they are in [exercises/](../exercises).

@@ -292,8 +292,8 @@ except simulator.OutOfBoundsError as error:
 
 # %% [markdown]
 # Read the message from the left: program (3, 0, 0), the last row; lane 1,000 of its block; element 4,000 of a tensor
-# that has 4,000. The programs before it read into the *next* row, which is inside the tensor: wrong numbers, and no
-# error. A mask `cols < num_cols` cures both.
+# whose last one is 3,999. The programs before it read into the *next* row, which is inside the tensor: wrong numbers,
+# and no error. A mask `cols < num_cols` cures both.
 
 # %% [markdown]
 # **A race.** Count how often each token occurs. Two programs may hold the same token. `check=True` looks for accesses
@@ -358,16 +358,26 @@ else:
 
 # %% [markdown]
 # An A100's warps multiply 16 × 8 × 16 numbers with one `HMMA`. On an H100 four warps do a whole tile together
-# (`HGMMA`), straight from shared memory. The report ends with what it finds wrong. A kernel can be right, coalesced
-# and fast on paper, and still spill registers: what does it say about tiles of 16?
+# (`HGMMA`), straight from shared memory. The last line of a report says what is wrong.
+#
+# **Predict**: tiles of 128 ask for half the bytes of tiles of 64. What do they do to the registers? An accumulator has
+# 128 × 128 numbers of 4 bytes, a program 128 threads, a thread at most 255 registers of 4 bytes.
 
 # %%
 if HAS_COMPILER:
-    for block in (16, 128):
-        report = simulator.compile_report(matmul, a, b, c, N, INNER, device="A100", BLOCK=block, GROUP=8)
-        print(f"BLOCK={block}: {report.registers} registers, {report.spill_bytes} B spilled, ", end="")
-        print(f"{units.format_bytes(report.shared_bytes, binary=True)} shared, {report.ctas_per_sm} per SM")
-        print(*(f"  warning: {warning}" for warning in report.warnings), sep="\n")
+    for block, warps in ((16, 4), (128, 4), (128, 8)):
+        options = {"device": "A100", "num_warps": warps, "BLOCK": block, "GROUP": 8}
+        report = simulator.compile_report(matmul, a, b, c, N, INNER, **options)
+        shared = units.format_bytes(report.shared_bytes, binary=True)
+        print(f"tiles of {block}, {warps} warps: {report.registers} registers, {report.spill_bytes} B spilled", end="")
+        print(f", {shared} shared, {report.ctas_per_sm} per SM")
+        for warning in report.warnings:
+            print("  -", warning)
+
+# %% [markdown]
+# With 4 warps the accumulator alone takes 128 registers of each thread, and with the tiles of $A$ and $B$ they run
+# out: values are spilled to memory. With 8 warps each thread has half as much to keep. Requested bytes and FLOPs are
+# those of the source, whatever the compiler does; only this report tells the two apart.
 
 # %% [markdown]
 # ## 8. What the model does not know

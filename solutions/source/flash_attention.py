@@ -200,10 +200,8 @@ result.award(4)
 # | `torch.maximum(a, b)`, `torch.exp(x)` | `tl.maximum(a, b)`, `tl.exp(x)` |
 # | `p.to(v.dtype)` | `p.to(v.dtype)`: both operands of a `tl.dot` have the same dtype |
 #
-# Without a GPU the course's simulator runs the kernel. On a GPU the same kernel runs unchanged.
-#
-# Triton has packages for Linux only. On macOS and Windows, do parts 3 and 4 in WSL 2 or a container (part 4 is checked
-# by counting what a kernel moves); parts 1 and 2 run everywhere.
+# Without a GPU the course's simulator runs the kernel. On a GPU the same kernel runs unchanged. Triton's compiler has
+# packages for Linux only: elsewhere the check leaves out whether a GPU would accept your kernel.
 
 # %% nbgrader={"grade":false,"grade_id":"flash_forward_kernel","locked":false,"schema_version":3,"solution":true}
 import triton

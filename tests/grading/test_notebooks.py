@@ -13,7 +13,12 @@ from traitlets.config import Config
 
 pytestmark = pytest.mark.notebook
 TOPIC = "flash_attention"
-POINTS = {"merge_check": 2.0, "tiled_check": 4.0, "kernel_check": 6.0, "traffic_check": 3.0}
+POINTS = {
+    "flash_attention": {"merge_check": 2.0, "tiled_check": 4.0, "kernel_check": 6.0, "traffic_check": 3.0},
+    "kernel_clinic": {"coalescing_check": 4.0, "race_check": 4.0, "blocks_check": 4.0, "report_check": 3.0},
+}
+NUM_STUBS = {"flash_attention": 5, "kernel_clinic": 6}
+every_topic = pytest.mark.parametrize("topic", POINTS)
 
 
 def executed(path: Path) -> dict[str, nbformat.NotebookNode]:
@@ -43,30 +48,34 @@ def verdicts(cells: dict[str, nbformat.NotebookNode]) -> list[str]:
     return [data["text/plain"] for data in shown]
 
 
-def test_solution_notebook_earns_full_marks(repository: Path) -> None:
-    cells = executed(repository / "solutions" / TOPIC / f"{TOPIC}.ipynb")
-    assert scores(cells) == POINTS
+@every_topic
+def test_solution_notebook_earns_full_marks(repository: Path, topic: str) -> None:
+    cells = executed(repository / "solutions" / topic / f"{topic}.ipynb")
+    assert scores(cells) == POINTS[topic]
     assert all("passed" in text for text in verdicts(cells))
 
 
-def test_student_notebook_is_not_attempted_and_does_not_crash(repository: Path) -> None:
-    cells = executed(repository / "exercises" / TOPIC / f"{TOPIC}.ipynb")
-    assert scores(cells) == dict.fromkeys(POINTS, 0.0)
+@every_topic
+def test_student_notebook_is_not_attempted_and_does_not_crash(repository: Path, topic: str) -> None:
+    cells = executed(repository / "exercises" / topic / f"{topic}.ipynb")
+    assert scores(cells) == dict.fromkeys(POINTS[topic], 0.0)
     assert [text for text in verdicts(cells) if "not attempted" not in text] == []
 
 
-def test_student_notebook_holds_no_solution_and_no_hidden_test(repository: Path) -> None:
-    notebook = nbformat.read(repository / "exercises" / TOPIC / f"{TOPIC}.ipynb", as_version=4)
+@every_topic
+def test_student_notebook_holds_no_solution_and_no_hidden_test(repository: Path, topic: str) -> None:
+    notebook = nbformat.read(repository / "exercises" / topic / f"{topic}.ipynb", as_version=4)
     text = "\n".join(cell.source for cell in notebook.cells)
     assert "BEGIN" not in text
     assert "seed=295" not in text
-    assert text.count("raise NotImplementedError()") == 5
-    assert "4 * N" not in text
-    assert "4N^2" not in text
+    assert text.count("raise NotImplementedError()") == NUM_STUBS[topic]
+    for given_away in ("4 * N", "4N^2", "tl.atomic_add(dw_ptr", "features[None, :]", "< best[0]"):
+        assert given_away not in text
 
 
-def test_points_in_the_metadata_are_those_that_the_cell_awards(repository: Path) -> None:
-    notebook = nbformat.read(repository / "solutions" / TOPIC / f"{TOPIC}.ipynb", as_version=4)
+@every_topic
+def test_points_in_the_metadata_are_those_that_the_cell_awards(repository: Path, topic: str) -> None:
+    notebook = nbformat.read(repository / "solutions" / topic / f"{topic}.ipynb", as_version=4)
     found = {}
     for cell in notebook.cells:
         metadata = cell.metadata.get("nbgrader", {})
@@ -75,7 +84,7 @@ def test_points_in_the_metadata_are_those_that_the_cell_awards(repository: Path)
             assert ast.unparse(call.func) == "result.award"
             assert call.args[0].value == metadata["points"]
             found[metadata["grade_id"]] = float(metadata["points"])
-    assert found == POINTS
+    assert found == POINTS[topic]
 
 
 @pytest.mark.slow
@@ -113,6 +122,6 @@ def test_nbgrader_grades_a_submission_with_partial_credit(
     with api.gradebook as gradebook:
         nobody = gradebook.find_submission(TOPIC, "nobody")
         somebody = gradebook.find_submission(TOPIC, "somebody")
-        assert nobody.max_score == sum(POINTS.values())
+        assert nobody.max_score == sum(POINTS[TOPIC].values())
         assert nobody.score == 0
         assert somebody.score == pytest.approx(2 + 3 * 3 / 5)
