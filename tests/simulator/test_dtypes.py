@@ -7,6 +7,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+
 from cme295lab.simulator import KernelTypeError, dtypes
 
 NUMBERS = [True, 0, 3, -3, 2**31, 2**32, -(2**31) - 1, 2**63, 0.0, 0.5, -1e30, 1e-40, 1e300, float("inf"), float("nan")]

@@ -1,4 +1,4 @@
-"""Where there is no Triton: kernels get a stand-in, and nobody else does. Each test runs in a process without Triton."""
+"""Where there is no Triton, kernels get a stand-in, and nobody else does. Each test is a process without Triton."""
 
 import os
 import subprocess
@@ -213,7 +213,8 @@ def test_constants_behave_as_triton_s(without_triton):
 @pytest.mark.needs_triton
 def test_an_installed_triton_wins():
     script = (
-        "import builtins; before = builtins.__import__; import cme295lab, triton; from cme295lab.simulator import frontend\n"
+        "import builtins; before = builtins.__import__; import cme295lab, triton\n"
+        "from cme295lab.simulator import frontend\n"
         "print(builtins.__import__ is before, 'standin' in triton.__version__, frontend.available())"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
