@@ -130,14 +130,16 @@ def test_doctor_gives_a_fix_for_every_problem(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("system", ["Darwin", "Windows"])
-def test_doctor_says_plainly_what_does_not_run_without_triton(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_doctor_says_plainly_what_runs_without_triton(system: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor, "_installed", lambda package: None if package == "triton" else "2.13.0")
     monkeypatch.setattr(doctor.platform, "system", lambda: system)
     triton = doctor._triton()
     assert triton.state == "note"
     assert f"no wheels for {system}" in triton.value
     others = [Reading("Python", "3.11"), Reading("PyTorch", "2.13"), triton, Reading("GPU", "none", "note", "x")]
-    assert "Triton kernels do not run here" in what_runs_where(others)[1]
+    assert "no wheels" in triton.value and "stand-in" in triton.value
+    assert "kernels run in the simulator" in what_runs_where(others)[1]
+    assert "Compile reports" in what_runs_where(others)[1]
 
 
 def test_browser_is_found_on_the_path_or_in_playwrights_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,10 @@ def what_runs_where(readings: list[Reading]) -> list[str]:
         return ["Nothing of the course runs here until the problems above are put right."]
     lines = ["Notebooks, exercises and their checks run on the CPU."]
     if found["Triton"].state != "ok":
-        lines.append("Triton kernels do not run here, neither on a GPU nor in the simulator; everything else does.")
+        lines.append(
+            "Triton kernels run in the simulator on the CPU, where their traffic is counted. Compile reports and "
+            "launches on a GPU need Triton itself; see above."
+        )
     elif found["GPU"].state == "ok":
         lines.append(
             f"Triton kernels run on {found['GPU'].value}, and in the simulator, where their traffic is counted."
@@ -90,8 +93,8 @@ def _triton() -> Reading:
     version = _installed("triton")
     low, high = (".".join(map(str, bound)) for bound in TRITON_RANGE)
     if version is None and platform.system() != "Linux":
-        value = f"no wheels for {platform.system()}: Triton kernels do not run here, in the simulator neither"
-        return Reading("Triton", value, "note", "use Linux, WSL or a container for notebook 07's kernels")
+        value = f"no wheels for {platform.system()}: kernels run in the simulator, with a stand-in for its language"
+        return Reading("Triton", value, "note", "use Linux, WSL or a container for compile reports and GPUs")
     if version is None:
         return Reading("Triton", "not installed", "problem", f"`pip install 'triton>={low}'`")
     if not TRITON_RANGE[0] <= _numbers(version) <= TRITON_RANGE[1]:

@@ -6,6 +6,7 @@ nothing; and a floating-point result overwrites an operand that nobody else hold
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,10 +17,10 @@ import torch
 from cme295lab.simulator import dtypes
 from cme295lab.simulator.broadcasting import broadcast_sizes, common_shape, lazy_sum, lifted, result
 from cme295lab.simulator.casts import cast
-from cme295lab.simulator.dtypes import DType
+from cme295lab.simulator.dtypes import LARGEST_FP32, DType
 from cme295lab.simulator.errors import KernelTypeError
 from cme295lab.simulator.machine import Machine
-from cme295lab.simulator.values import Block, Pointer, add_terms, as_torch, scalar, sum_terms
+from cme295lab.simulator.values import Block, Pointer, add_terms, as_torch, require_block, scalar, sum_terms
 
 Number = bool | int | float
 Operand = Block | Number
@@ -79,12 +80,21 @@ def binary(m: Machine, op: str, a: Operand, b: Operand) -> Operand:
     if isinstance(a, Pointer) or isinstance(b, Pointer):
         return _pointer_arithmetic(m, op, a, b)
     a, b, dtype = promoted(m, op, a, b)
+    if dtype.is_fp8():
+        return _in_fp32(m, op, a, b, dtype)
     shape = common_shape(a, b)
     if op in _COMPARE_INT:
         return _compare(m, op, a, b, dtype, shape)
     if dtype.is_float:
         return _float_binary(m, op, a, b, dtype, shape)
     return _int_binary(m, op, _as_block(m, a, dtype), _as_block(m, b, dtype), dtype, shape)
+
+
+def _in_fp32(m: Machine, op: str, a: Operand, b: Operand, dtype: DType) -> Operand:
+    """Arithmetic of 8-bit floats, which torch does not have; rounded once, since fp32 holds it exactly or nearly so."""
+    wide = [cast(m, x, dtypes.float32) if isinstance(x, Block) else x for x in (a, b)]
+    found = binary(m, op, *wide)
+    return cast(m, found, dtype) if isinstance(found, Block) and found.dtype.is_float else found
 
 
 def _numbers(op: str, a: Any, b: Any) -> Any:
@@ -114,6 +124,8 @@ def promoted(m: Machine, op: str, a: Operand, b: Operand) -> tuple[Operand, Oper
             b_is_number=not isinstance(b, Block),
             division=op in ("/", "//", "%"),
         )
+    if op == "/" and not dtype.is_float:  # a number must fit the integers, before both become floats
+        a, b = (x if isinstance(x, Block) else _to(m, x, dtype) for x in (a, b))
     if (op == "/" and not dtype.is_float) or (op == "/" and dtype.primitive_bitwidth < 32):
         dtype = dtypes.float32
     if dtype.is_float and (op == "//" or op in _BITWISE):
@@ -125,11 +137,15 @@ def _to(m: Machine, x: Operand, dtype: DType) -> Operand:
     if isinstance(x, Block):
         return x if x.dtype == dtype else cast(m, x, dtype)
     if dtype.is_float:
-        return float(x) if dtype.primitive_bitwidth >= 32 else float(torch.tensor(float(x), dtype=dtype.torch))
+        if dtype.primitive_bitwidth < 32:
+            return float(torch.tensor(float(x), dtype=dtype.torch))
+        return float(x) if dtype.primitive_bitwidth == 64 or not abs(x) > LARGEST_FP32 else math.copysign(math.inf, x)
     if x < 0 and not dtype.signed and dtype.kind == dtypes.INTEGER:
         raise KernelTypeError(
             f"cannot combine an unsigned {dtype} value with the negative number {x}: cast one of them"
         )
+    if not dtype.get_int_min_value() <= x <= dtype.get_int_max_value():
+        raise KernelTypeError(f"the number {x} does not fit in {dtype}: cast the block to a wider type first")
     return x
 
 
@@ -289,9 +305,13 @@ def negative(m: Machine, x: Operand) -> Operand:
         return -x
     if isinstance(x, Pointer):
         raise KernelTypeError("a pointer has no negative")
+    if x.dtype.is_fp8():
+        return cast(m, require_block(negative(m, cast(m, x, dtypes.float32)), "-x"), x.dtype)
     if x.dtype.is_float:
         m.count_float_ops(x.num_elements)
         return result(m, -as_torch(x.data(m.active)), x.dtype, x.shape)
+    if x.dtype.is_bool():  # modulo 2
+        return x
     return lazy_sum(m, [-t for t in x.terms(m.active)], x.dtype, x.shape)
 
 
@@ -321,6 +341,9 @@ def where(m: Machine, condition: Operand, a: Operand, b: Operand) -> Operand:
     if isinstance(a, Pointer) or isinstance(b, Pointer):
         return _where_pointers(m, condition, a, b)
     a, b, dtype = promoted(m, "where", a, b)
+    if dtype.is_fp8():  # torch does not choose between 8-bit floats
+        wide = (cast(m, x, dtypes.float32) if isinstance(x, Block) else x for x in (a, b))
+        return cast(m, require_block(where(m, condition, *wide), "tl.where"), dtype)
     shape = common_shape(condition, a, b)
     rank = len(shape)
     if not condition.dtype.is_float and condition.arrays[0].size == 1 == len(condition.arrays):  # the same everywhere

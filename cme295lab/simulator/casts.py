@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from cme295lab.simulator.broadcasting import lazy_sum, result, sharing
-from cme295lab.simulator.dtypes import DType
+from cme295lab.simulator.dtypes import DType, float32
 from cme295lab.simulator.errors import KernelTypeError
 from cme295lab.simulator.machine import Machine
 from cme295lab.simulator.programs import Array
@@ -18,6 +18,8 @@ def cast(m: Machine, x: Block, dtype: DType, *, rounding: str | None = None) -> 
     rounding="rtz")."""
     if x.dtype == dtype:
         return x
+    if x.dtype.is_fp8() and dtype.is_fp8():
+        return cast(m, cast(m, x, float32), dtype, rounding=rounding)
     if isinstance(x, Pointer):
         raise KernelTypeError("a pointer can only be cast with bitcast=True")
     if not x.dtype.is_float and not dtype.is_float:

@@ -229,7 +229,7 @@ BY_TORCH = {d.torch: d for d in ALL if d.is_float} | {
     torch.uint8: uint8, torch.uint16: uint16, torch.uint32: uint32, torch.uint64: uint64,
 }  # fmt: skip
 
-_SMALLEST_NORMAL_FP32, _LARGEST_FP32 = 2.0**-126, (2 - 2**-23) * 2.0**127
+_SMALLEST_NORMAL_FP32, LARGEST_FP32 = 2.0**-126, (2 - 2**-23) * 2.0**127
 
 
 def of_number(value: bool | int | float) -> DType:
@@ -247,7 +247,7 @@ def of_number(value: bool | int | float) -> DType:
                 return dtype
         raise KernelTypeError(f"the integer {value} does not fit in 64 bits")
     size = abs(value)
-    ordinary = size == 0 or size != size or size == float("inf") or _SMALLEST_NORMAL_FP32 <= size <= _LARGEST_FP32
+    ordinary = size == 0 or size != size or size == float("inf") or _SMALLEST_NORMAL_FP32 <= size <= LARGEST_FP32
     return float32 if ordinary else float64
 
 

@@ -22,9 +22,9 @@ from cme295lab.attention import standard_attention_kernels, tiled_attention
 from cme295lab.widgets import RooflinePoint, TileWalk, TrafficExplorer
 from cme295lab.widgets import block_size_map, memory_hierarchy, roofline, traffic_bars
 
-RUNS_KERNELS = simulator.frontend.available()
+HAS_COMPILER = simulator.frontend.available()  # Triton itself, which has packages for Linux only
 torch.manual_seed(0)
-print("ready" if RUNS_KERNELS else "No Triton here: cells that launch kernels are left out")
+print("ready" if HAS_COMPILER else "ready; no Triton here: kernels run in the simulator, compile reports are left out")
 
 # %% [markdown]
 # ## 1. Where the numbers live
@@ -72,10 +72,9 @@ for name in ("V100", "A100", "H100", "H200", "RTX 4090"):
 # %% tags=["nbval-check-output"]
 N, d = 512, 64
 q, k, v = (torch.randn(1, 1, N, d).half() for _ in range(3))
-if RUNS_KERNELS:
-    with simulator.trace(device="A100") as standard:
-        standard_attention_kernels(q, k, v)
-    display(standard)
+with simulator.trace(device="A100") as standard:
+    standard_attention_kernels(q, k, v)
+display(standard)
 
 # %% [markdown]
 # The last column counts each byte once per kernel: what must cross the HBM bus even if the caches were perfect.
@@ -85,9 +84,8 @@ if RUNS_KERNELS:
 # %% tags=["nbval-check-output"]
 formula = 2 * io.standard_forward_elements(N, d)
 print(f"formula  {formula:>9,} bytes, of which {8 * N * N / formula:.0%} are S and P")
-if RUNS_KERNELS:
-    print(f"counted  {standard.distinct_bytes:>9,} bytes")
-    assert standard.distinct_bytes == formula
+print(f"counted  {standard.distinct_bytes:>9,} bytes")
+assert standard.distinct_bytes == formula
 
 # %% [markdown]
 # The score matrix is nearly everything, and it is only an intermediate result. If only the softmax did not need a
@@ -169,10 +167,9 @@ for length in (256, 512, 1024):
 # the chip. This is the heart of `kernels/flash_attention.py`, the part that runs for every tile of keys:
 
 # %%
-if RUNS_KERNELS:
-    from cme295lab.kernels import flash_attention as kernels
+from cme295lab.kernels import flash_attention as kernels
 
-    print(inspect.getsource(kernels.attend_block.fn))
+print(inspect.getsource(kernels.attend_block.fn))
 
 # %% [markdown]
 # | line | what happens |
@@ -190,9 +187,8 @@ if RUNS_KERNELS:
 # only the tiles cut by the causal diagonal, or by the end of the sequence, run the second loop with its mask.
 
 # %%
-if RUNS_KERNELS:
-    source = inspect.getsource(kernels.forward_kernel.fn)
-    print(source[source.index("    for ") : source.index("    o = acc")])
+source = inspect.getsource(kernels.forward_kernel.fn)
+print(source[source.index("    for ") : source.index("    o = acc")])
 
 # %% [markdown]
 # ## 6. Walk through the tiles
@@ -204,16 +200,14 @@ if RUNS_KERNELS:
 # chip at any time.
 
 # %%
-if RUNS_KERNELS:
-    walk = TileWalk(seq=128, head_dim=32, block_m=32, block_n=32, causal=True)
-    display(walk)
+walk = TileWalk(seq=128, head_dim=32, block_m=32, block_n=32, causal=True)
+display(walk)
 
 # %% [markdown]
 # One step of this walk as a picture, for where no kernel runs:
 
 # %%
-if RUNS_KERNELS:
-    display(walk.figure())
+display(walk.figure())
 
 # %% [markdown]
 # ## 7. Its traffic
@@ -227,13 +221,12 @@ if RUNS_KERNELS:
 # attention?
 
 # %% tags=["nbval-check-output"]
-if RUNS_KERNELS:
-    with simulator.trace(device="A100") as flash:
-        flash_attention(q, k, v, block_m=128, block_n=64)
-    display(flash)
-    formula_2 = 2 * io.flash2_forward_elements(N, d, 128) + 2 * N  # the log-sum-exp has 4 bytes
-    print(f"formula {formula_2:,} bytes, counted {flash.requested_bytes:,}")
-    print(f"standard attention: {formula / formula_2:.1f} times more")
+with simulator.trace(device="A100") as flash:
+    flash_attention(q, k, v, block_m=128, block_n=64)
+display(flash)
+formula_2 = 2 * io.flash2_forward_elements(N, d, 128) + 2 * N  # the log-sum-exp has 4 bytes
+print(f"formula {formula_2:,} bytes, counted {flash.requested_bytes:,}")
+print(f"standard attention: {formula / formula_2:.1f} times more")
 
 # %% [markdown]
 # Now with the backward pass. On paper it needs five products, one to recompute $S$, where standard attention needs
@@ -251,14 +244,13 @@ def count(attention, length, **options):
 
 # %%
 LENGTH = {"fast": 256, "full": 1024}[profile]
-if RUNS_KERNELS:
-    standard, flash = count(standard_attention_kernels, LENGTH), count(flash_attention, LENGTH)
-    print(f"flash attention, one head, N = {LENGTH}\n\nkernel                     requested      products")
-    for launch in flash.launches:
-        moved, done = units.format_bytes(launch.requested_bytes), units.format_flops(launch.dot_flops)
-        print(f"{launch.kernel:24} {moved:>11} {done:>13}")
-    on_paper = io.attention_flops(LENGTH, 64), io.attention_flops(LENGTH, 64, backward=True)
-    print("on paper: 4N²d = {} forward, {} with backward".format(*map(units.format_flops, on_paper)))
+standard, flash = count(standard_attention_kernels, LENGTH), count(flash_attention, LENGTH)
+print(f"flash attention, one head, N = {LENGTH}\n\nkernel                     requested      products")
+for launch in flash.launches:
+    moved, done = units.format_bytes(launch.requested_bytes), units.format_flops(launch.dot_flops)
+    print(f"{launch.kernel:24} {moved:>11} {done:>13}")
+on_paper = io.attention_flops(LENGTH, 64), io.attention_flops(LENGTH, 64, backward=True)
+print("on paper: 4N²d = {} forward, {} with backward".format(*map(units.format_flops, on_paper)))
 
 # %%
 sram = 192 * 1024 // 2  # numbers of 2 bytes that an A100's SRAM holds
@@ -269,8 +261,7 @@ numbers = {
     "N²d²/M": io.lower_bound_elements(LENGTH, 64, sram),
 }
 bars = {"formula": {name: 2 * n for name, n in numbers.items()}}
-if RUNS_KERNELS:
-    bars["counted"] = {"standard": standard.distinct_bytes, "flash": flash.requested_bytes}
+bars["counted"] = {"standard": standard.distinct_bytes, "flash": flash.requested_bytes}
 traffic_bars(bars, title=f"forward and backward, one head, N = {LENGTH}")
 
 # %% [markdown]
@@ -288,7 +279,8 @@ traffic_bars(bars, title=f"forward and backward, one head, N = {LENGTH}")
 # Larger tiles of queries read $K$ and $V$ less often. **Predict**: what stops us from taking one tile for
 # everything?
 #
-# Each cell of the pictures is a launch, counted. Whether it fits is asked of Triton's compiler, which needs no GPU:
+# Each cell of the pictures is a launch, counted. Whether it fits is asked of Triton's compiler, which needs no GPU
+# (but Linux):
 # the shared memory of one program against what the GPU gives it, 163 KiB on an A100 and 227 KiB on an H100. The
 # frame marks the least traffic that fits.
 
@@ -313,28 +305,28 @@ def compile_tiles(block_m, block_n, device):
 
 # %%
 SIDES = {"fast": (32, 256), "full": (32, 64, 128, 256)}[profile]
-if RUNS_KERNELS:
-    tiles = {(m, n): count_tiles(m, n) for m in SIDES for n in SIDES}
-    moved = {blocks: t.requested_bytes for blocks, t in tiles.items()}
-    compiled = {}
-    for gpu in ("A100", "H100"):
-        compiled[gpu] = {blocks: compile_tiles(*blocks, gpu) for blocks in tiles}
-        fits = {blocks: kernel.fits for blocks, kernel in compiled[gpu].items()}
-        display(block_size_map(moved, fits, title=f"{gpu}: one head, N = 512, d = 128"))
+tiles = {(m, n): count_tiles(m, n) for m in SIDES for n in SIDES}
+moved = {blocks: t.requested_bytes for blocks, t in tiles.items()}
+compiled = {}
+for gpu in ("A100", "H100") if HAS_COMPILER else ():
+    compiled[gpu] = {blocks: compile_tiles(*blocks, gpu) for blocks in tiles}
+    fits = {blocks: kernel.fits for blocks, kernel in compiled[gpu].items()}
+    display(block_size_map(moved, fits, title=f"{gpu}: one head, N = 512, d = 128"))
+if not compiled:
+    display(block_size_map(moved, dict.fromkeys(moved, True), title="bytes; no compiler says what fits"))
 
 # %% [markdown]
 # The traffic depends on BLOCK_M only: it says how often $K$ and $V$ are read. So why not always 256 queries?
 
 # %%
-if RUNS_KERNELS:
-    print("BLOCK_M × BLOCK_N     held     A100: shared   spilled     H100: shared   spilled")
-    for (m, n), t in tiles.items():
-        if m in (n, 2 * n):
-            row = f"{m:>7} × {n:<7} {units.format_bytes(t.sram_peak_bytes, binary=True):>8}"
-            for kernel in (compiled["A100"][m, n], compiled["H100"][m, n]):
-                shared = units.format_bytes(kernel.shared_bytes, binary=True)
-                row += f"{shared:>17} {kernel.spill_bytes:>7} B"
-            print(row)
+print("BLOCK_M × BLOCK_N     held     A100: shared   spilled     H100: shared   spilled")
+for (m, n), t in tiles.items():
+    if m in (n, 2 * n):
+        row = f"{m:>7} × {n:<7} {units.format_bytes(t.sram_peak_bytes, binary=True):>8}"
+        for kernel in (found[m, n] for found in compiled.values()):
+            shared = units.format_bytes(kernel.shared_bytes, binary=True)
+            row += f"{shared:>17} {kernel.spill_bytes:>7} B"
+        print(row)
 
 # %% [markdown]
 # "Held" adds up all blocks that a program has alive at the same time: an upper bound for registers and shared memory
@@ -352,26 +344,24 @@ if RUNS_KERNELS:
 # operations and $B$ bytes takes at least $\max(F / \mathrm{peak},\ B / \mathrm{bandwidth})$.
 
 # %%
-if RUNS_KERNELS:
-    points = [
-        RooflinePoint(label=name, flops=t.dot_flops, num_bytes=t.distinct_bytes)
-        for name, t in (("standard", standard), ("flash", flash))
-    ]
-    display(roofline(points, "A100", "fp16"))
+points = [
+    RooflinePoint(label=name, flops=t.dot_flops, num_bytes=t.distinct_bytes)
+    for name, t in (("standard", standard), ("flash", flash))
+]
+display(roofline(points, "A100", "fp16"))
 
 # %%
-if RUNS_KERNELS:
-    a100 = hardware.get_device("A100")
-    peak, bandwidth = a100.peak_flops_per_s["fp16"], a100.bandwidth_bytes_per_s
-    best = {}
-    for name, t in (("standard", standard), ("flash", flash)):
-        arithmetic, memory = t.dot_flops / peak, t.distinct_bytes / bandwidth
-        best[name] = max(arithmetic, memory)
-        limit = "memory" if memory > arithmetic else "arithmetic"
-        products, hbm = units.format_seconds(arithmetic), units.format_seconds(memory)
-        print(f"{name:9} products {products:>8}   HBM {hbm:>8}   waits for {limit}")
-    print(f"flash does {flash.dot_flops / standard.dot_flops:.2f} times the products", end="")
-    print(f" and is at best {best['standard'] / best['flash']:.1f} times faster")
+a100 = hardware.get_device("A100")
+peak, bandwidth = a100.peak_flops_per_s["fp16"], a100.bandwidth_bytes_per_s
+best = {}
+for name, t in (("standard", standard), ("flash", flash)):
+    arithmetic, memory = t.dot_flops / peak, t.distinct_bytes / bandwidth
+    best[name] = max(arithmetic, memory)
+    limit = "memory" if memory > arithmetic else "arithmetic"
+    products, hbm = units.format_seconds(arithmetic), units.format_seconds(memory)
+    print(f"{name:9} products {products:>8}   HBM {hbm:>8}   waits for {limit}")
+print(f"flash does {flash.dot_flops / standard.dot_flops:.2f} times the products", end="")
+print(f" and is at best {best['standard'] / best['flash']:.1f} times faster")
 
 # %% [markdown]
 # Standard attention waits for HBM; its tensor cores idle. The recomputation fills time that was lost anyway, and
@@ -398,24 +388,22 @@ if RUNS_KERNELS:
 
 # %%
 BATCH = {"fast": 1, "full": 64}[profile]
-if RUNS_KERNELS:
-    from cme295lab.attention.paper_table import run_paper_table
+from cme295lab.attention.paper_table import run_paper_table
 
-    table = run_paper_table(batch=BATCH, slice_size=4)
-    took = sum(run.seconds for run in table.values())
-    launches = sum(run.num_launches for run in table.values())
-    print(f"batch {BATCH}: {launches} launches in {units.format_seconds(took)}")
+table = run_paper_table(batch=BATCH, slice_size=4)
+took = sum(run.seconds for run in table.values())
+launches = sum(run.num_launches for run in table.values())
+print(f"batch {BATCH}: {launches} launches in {units.format_seconds(took)}")
 
 # %%
-if RUNS_KERNELS:
-    print(f"batch {BATCH}, counted      standard      flash     ratio")
-    for label, count_of, show in (
-        ("HBM, each byte once", "compulsory_bytes", units.format_bytes),
-        ("bytes requested", "requested_bytes", units.format_bytes),
-        ("operations", "flops", units.format_flops),
-    ):
-        values = [getattr(table[name], count_of) for name in ("standard", "flash")]
-        print(f"{label:20} {show(values[0]):>12} {show(values[1]):>10} {values[0] / values[1]:>9.2f}")
+print(f"batch {BATCH}, counted      standard      flash     ratio")
+for label, count_of, show in (
+    ("HBM, each byte once", "compulsory_bytes", units.format_bytes),
+    ("bytes requested", "requested_bytes", units.format_bytes),
+    ("operations", "flops", units.format_flops),
+):
+    values = [getattr(table[name], count_of) for name in ("standard", "flash")]
+    print(f"{label:20} {show(values[0]):>12} {show(values[1]):>10} {values[0] / values[1]:>9.2f}")
 
 # %% [markdown]
 # The paper does not say how its bytes were counted. Here is an accounting of its two algorithms, at full size, that
@@ -433,9 +421,8 @@ for label, num_bytes in (
 # %%
 on_paper = io.paper_table_bytes(batch=BATCH)
 bars = {"on paper": {"standard": on_paper.standard_bytes, "flash": on_paper.flash_initialised_bytes}}
-if RUNS_KERNELS:
-    bars["counted, each byte once"] = {name: run.compulsory_bytes for name, run in table.items()}
-    bars["counted, requested"] = {name: run.requested_bytes for name, run in table.items()}
+bars["counted, each byte once"] = {name: run.compulsory_bytes for name, run in table.items()}
+bars["counted, requested"] = {name: run.requested_bytes for name, run in table.items()}
 traffic_bars(bars, title=f"forward and backward, batch {BATCH}, 16 heads, N = 1024, d = 64")
 
 # %% [markdown]
@@ -478,7 +465,7 @@ TrafficExplorer(seq=4096, causal=True).figure()
 # and computes the bandwidth they reached: the bytes that *must* move, divided by the time.
 
 # %%
-if torch.cuda.is_available() and RUNS_KERNELS:
+if torch.cuda.is_available() and HAS_COMPILER:
     from triton.testing import do_bench
 
     x = torch.randn(4, 16, 2048, 64, device="cuda", dtype=torch.float16)

@@ -34,6 +34,7 @@ def dot(
 ) -> Block:
     """acc + input @ other. Products of 16- and 8-bit floats are exact in float32; float32 operands keep all their
     bits unless `input_precision="tf32"` asks for the rounding of tensor cores."""
+    _check_types(input.dtype, other.dtype)
     shape = _result_shape(input, other, acc)
     out = _result_type(input.dtype, acc, out_dtype)
     left, right = _operands(m, input, other, input_precision)
@@ -54,6 +55,12 @@ def dot(
     if not out.is_float:
         return result(m, product.to(torch.int32).numpy(), out, shape)
     return result(m, product if product.dtype == out.torch else product.to(out.torch), out, shape)
+
+
+def _check_types(a: DType, b: DType) -> None:
+    """What Triton has tensor cores multiply: floats, and signed bytes."""
+    if not a.is_float and not a == b == dtypes.int8:
+        raise KernelTypeError(f"tl.dot multiplies floats or int8, got {a} and {b}")
 
 
 def _number_format(dtype: DType, input_precision: str | None, allow_tf32: bool | None) -> str:

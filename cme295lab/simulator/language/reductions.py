@@ -56,9 +56,7 @@ def sum_(
 ) -> Block:
     target = dtype or input.dtype
     if dtype is None and not target.is_float and target.primitive_bitwidth < 32:
-        target = (
-            dtypes.int32 if target.is_int_signed() else dtypes.uint32 if target.kind == dtypes.INTEGER else dtypes.int32
-        )
+        target = dtypes.int32 if target.is_int_signed() else dtypes.uint32
     x, at = _along(m, casts.cast(m, input, target), axis, "tl.sum")
     data = _written_out(m, x, at)
     if not target.is_float:
@@ -80,7 +78,8 @@ def _pairwise_sum(data: torch.Tensor, axis: int) -> torch.Tensor:
         return data.squeeze(axis).clone()
     while data.shape[axis] > 1:
         half = data.shape[axis] // 2
-        data = data.narrow(axis, 0, half) + data.narrow(axis, half, half)
+        low, high = data.narrow(axis, 0, half), data.narrow(axis, half, half)
+        data = low + high if data.element_size() > 1 else (low.float() + high.float()).to(data.dtype)
     return data.squeeze(axis)
 
 
@@ -126,7 +125,9 @@ def max_(
     keep_dims: bool = False,
 ) -> Block | tuple[Block, Block]:
     found = _extreme(m, input, axis, keep_dims, True, "tl.max")
-    return (found, _position(m, input, axis, keep_dims, True, "tl.max")) if return_indices else found
+    if not return_indices:
+        return found
+    return casts.cast(m, found, input.dtype), _position(m, input, axis, keep_dims, True, "tl.max")
 
 
 @native("min", method=True)
@@ -139,7 +140,9 @@ def min_(
     keep_dims: bool = False,
 ) -> Block | tuple[Block, Block]:
     found = _extreme(m, input, axis, keep_dims, False, "tl.min")
-    return (found, _position(m, input, axis, keep_dims, False, "tl.min")) if return_indices else found
+    if not return_indices:
+        return found
+    return casts.cast(m, found, input.dtype), _position(m, input, axis, keep_dims, False, "tl.min")
 
 
 @native("argmax", method=True)
@@ -155,6 +158,8 @@ def argmin(m: Machine, input: Block, axis: int | None, tie_break_left: bool = Tr
 @native("xor_sum", method=True)
 def xor_sum(m: Machine, input: Block, axis: int | None = None, keep_dims: bool = False) -> Block:
     x, at = _along(m, input, axis, "tl.xor_sum")
+    if x.dtype.is_float:
+        raise KernelTypeError(f"tl.xor_sum needs integers, got {x.dtype}")
     return _finish(
         m, np.bitwise_xor.reduce(_written_out(m, x, at), axis=at + 1), x.dtype, x, at, keep_dims, _rank(input, axis)
     )
@@ -262,7 +267,10 @@ def _cumulative(
 ) -> Block:
     target = dtype or input.dtype
     if dtype is None and not target.is_float and target.primitive_bitwidth < 32:
-        target = dtypes.int32 if not target.is_int_unsigned() or target.is_bool() else dtypes.uint32
+        target = dtypes.int32 if target.is_int_signed() else dtypes.uint32
+    if target.is_fp8():  # torch does not add 8-bit floats
+        wide = casts.cast(m, input, dtypes.float32)
+        return casts.cast(m, _cumulative(m, wide, axis, reverse, None, with_torch, with_numpy), target)
     x = casts.cast(m, input, target)
     at = axis % len(x.shape)
     data = _reversed(x.full(m.active), at, reverse)
