@@ -11,6 +11,7 @@ from cme295lab.units import format_bytes, format_flops
 if TYPE_CHECKING:
     from cme295lab.simulator.compiler.report import CompileReport
 
+UNWRAPPED = "white-space:pre;word-break:normal"  # notebooks wrap preformatted text otherwise
 _LABEL = "text-align:left;vertical-align:top;opacity:.75;white-space:nowrap;padding:1px 14px 1px 0"
 _MEANING = {"LDG": "to registers", "LDGSTS": "cp.async", "UTMALDG": "TMA", "UTMASTG": "TMA"}
 
@@ -111,7 +112,7 @@ def as_html(report: CompileReport, *, code: bool = True) -> str:
     if code:
         folds = "".join(
             f"<details><summary>{name}: {text.count(chr(10))} lines</summary><pre style='max-height:24em;overflow:auto;"
-            f"font-size:11px'>{html.escape(text)}</pre></details>"
+            f"font-size:11px;{UNWRAPPED}'>{html.escape(text)}</pre></details>"
             for name, text in (("SASS", report.sass), ("PTX", report.ptx))
         )
     return (

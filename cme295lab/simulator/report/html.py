@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from html import escape
 
 from cme295lab import palette
+from cme295lab.simulator.compiler.views import UNWRAPPED
 from cme295lab.simulator.compiler.views import as_html as compile_html
 from cme295lab.simulator.report import diagrams
 from cme295lab.simulator.report.facts import Facts, KernelFacts, LineFacts
@@ -133,7 +134,7 @@ def _listing(k: KernelFacts) -> str:
     return (
         f"<details open><summary style='font-weight:600;margin-top:8px'>Source ({escape(k.file)}): bytes requested and "
         "moved by all programs, on-chip bytes of one program, accesses of one thread</summary>"
-        f"<pre style='max-height:36em;overflow:auto;margin:4px 0;line-height:1.35;{_MONOSPACE}'>"
+        f"<pre style='max-height:36em;overflow:auto;margin:4px 0;line-height:1.35;{UNWRAPPED};{_MONOSPACE}'>"
         f"<b>{names}{'compiled':<{width}}source</b>\n{rows}</pre></details>"
     )
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 from cme295lab import hardware, simulator
 from cme295lab.simulator import SimulatorError
@@ -217,6 +218,38 @@ def test_an_autotuner_gives_the_defaults():
     assert (done.num_warps, done.num_stages, done.device.name) == (2, 5, "H100-SXM5")
     assert re.search(r"reqntid 64", done.ptx)
     assert simulator.compile_report(tuned_kernel, x, 1024, num_warps=4).num_warps == 4
+
+
+@triton.jit
+def descriptor_matmul_kernel(a, b, c, K, BM: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr):
+    acc = tl.zeros([BM, BN], tl.float32)
+    for k in range(0, K, BK):
+        acc = tl.dot(a.load([tl.program_id(0) * BM, k]), b.load([k, tl.program_id(1) * BN]), acc)
+    c.store([tl.program_id(0) * BM, tl.program_id(1) * BN], acc.to(tl.float16))
+
+
+@pytest.mark.parametrize("device", ["H100", "B200"])
+def test_tensor_descriptors_are_loaded_by_tma(device):
+    a, b, c = (TensorDescriptor.from_tensor(empty(256, 256), [64, 64]) for _ in range(3))
+    done = simulator.compile_report(descriptor_matmul_kernel, a, b, c, 256, device=device, BM=64, BN=64, BK=64)
+    assert set(done.loads_by_width) == {"UTMALDG"}
+    assert done.stores_by_width == {"UTMASTG": 1}
+    assert done.main_loop.loads_by_width == {"UTMALDG": 2}
+    assert done.main_loop.flops_per_iteration == 2 * 64 * 64 * 64
+    assert done.warnings == []
+    assert "2 UTMALDG (TMA)" in str(done)
+
+
+@triton.jit
+def tuple_kernel(xs, BLOCK: tl.constexpr):
+    lane = tl.arange(0, BLOCK)
+    tl.store(xs[1] + lane, tl.load(xs[0] + lane) * xs[2])
+
+
+def test_arguments_in_tuples():
+    x = empty(512, dtype=torch.float32)
+    done = simulator.compile_report(tuple_kernel, (x, x, 3), device="A100", BLOCK=512)
+    assert (done.loads_by_width, done.stores_by_width) == ({"LDG 16 B": 1}, {"STG 16 B": 1})
 
 
 def test_mistakes():
