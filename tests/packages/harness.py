@@ -34,16 +34,17 @@ class Ledger:
 
     Attributes:
         package: the distribution's name in the package index.
+        part: what of it a test file is about.
         kernels: names of the jit functions that passing tests launched.
         functions: the public functions that were called.
         failing: what does not work, with the reason: function name -> reason.
     """
 
     package: str
+    part: str
     kernels: set[str] = field(default_factory=set)
     functions: set[str] = field(default_factory=set)
     failing: dict[str, str] = field(default_factory=dict)
-    tests: set[str] = field(default_factory=set)
 
     @property
     def version(self) -> str:
@@ -70,8 +71,9 @@ class Ledger:
             yield passed
 
     def row(self) -> str:
-        """The package's row in docs/simulator.md."""
-        return f"| `{self.package}` {self.version} | {len(self.functions)} | {len(self.kernels)} |"
+        """The row in docs/simulator.md."""
+        counts = f"{len(self.functions)} | {len(self.kernels)} | {len(self.failing)}"
+        return f"| `{self.package}` {self.version} | {self.part} | {counts} |"
 
 
 def _full_name(kernel: Any) -> str:

@@ -13,7 +13,7 @@ from cut_cross_entropy.cce import cce_linear_cross_entropy
 
 from tests.packages.harness import Ledger, check, randn
 
-LEDGER = Ledger("cut-cross-entropy")
+LEDGER = Ledger("cut-cross-entropy", "loss of a linear layer")
 
 
 @pytest.fixture(autouse=True)
@@ -45,3 +45,7 @@ def test_linear_cross_entropy(dtype, softcap, reduction):
         name="cce_linear_cross_entropy", roundings=32, rounded_to=dtype,
         backward=dtype != torch.float32,  # which the package refuses
     )  # fmt: skip
+
+
+def test_the_table_in_the_documentation_says_what_ran(table_says_what_ran):
+    table_says_what_ran(LEDGER)

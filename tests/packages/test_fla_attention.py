@@ -40,14 +40,19 @@ import itertools
 from tests.packages.harness import Ledger, check, randn
 from tests.packages.recurrences import delta_rule, recurrence
 
-LEDGER = Ledger("fla-core")
+LEDGER = Ledger("fla-core", "linear attention, delta rules")
 BATCH, LENGTH, HEADS, WIDTH, VALUE = 1, 70, 2, 24, 40
 SCALE = WIDTH**-0.5
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 # Chunks are multiplied and inverted, then passed on: many roundings lie between input and output.
 ROUNDINGS = {FP32: 400.0, BF16: 24.0, FP16: 24.0}
 
-each_type = pytest.mark.parametrize("dtype", [FP32, BF16], ids=["fp32", "bf16"])
+
+def forms(*chunked, recurrent=None):
+    """Chunked forms in two types; the recurrent one, which takes a position at a time, in one."""
+    cases = [pytest.param(f, t, id=f"{f.__name__}-{t}") for f in chunked for t in (FP32, BF16)]
+    cases += [pytest.param(recurrent, FP32, id=recurrent.__name__)] if recurrent else []
+    return pytest.mark.parametrize(("function", "dtype"), cases)
 
 
 def qkv(dtype):
@@ -71,8 +76,7 @@ def same(function, reference, *inputs, roundings=None, **options):
 # ---- a decaying sum of outer products
 
 
-@each_type
-@pytest.mark.parametrize("function", [chunk_linear_attn, fused_chunk_linear_attn, fused_recurrent_linear_attn])
+@forms(chunk_linear_attn, fused_chunk_linear_attn, recurrent=fused_recurrent_linear_attn)
 def test_linear_attention(function, dtype):
     same(
         function, lambda q, k, v: recurrence(q, k, v, scale=SCALE)[0:1], *qkv(dtype), normalize=False,
@@ -94,16 +98,12 @@ def test_linear_attention_from_a_state_to_a_state(function):
 RETENTION = (1 - 2.0 ** (-5.0 - torch.arange(HEADS))).log().expand(BATCH, LENGTH, HEADS)
 
 
-@each_type
-@pytest.mark.parametrize(
-    "function", [chunk_retention, fused_chunk_retention, fused_recurrent_retention, parallel_retention]
-)
+@forms(chunk_retention, fused_chunk_retention, parallel_retention, recurrent=fused_recurrent_retention)
 def test_retention(function, dtype):
     same(function, lambda q, k, v: recurrence(q, k, v, scale=SCALE, decay=RETENTION)[0], *qkv(dtype))
 
 
-@each_type
-@pytest.mark.parametrize("function", [chunk_lightning_attn, fused_recurrent_lightning_attn])
+@forms(chunk_lightning_attn, recurrent=fused_recurrent_lightning_attn)
 def test_lightning_attention(function, dtype):
     decay = (-(8 / HEADS * (1 - 1 / 4)) * torch.arange(HEADS)).expand(BATCH, LENGTH, HEADS)
     same(
@@ -112,16 +112,12 @@ def test_lightning_attention(function, dtype):
     )  # fmt: skip
 
 
-@each_type
-@pytest.mark.parametrize(
-    "function", [chunk_simple_gla, fused_chunk_simple_gla, fused_recurrent_simple_gla, parallel_simple_gla]
-)
+@forms(chunk_simple_gla, fused_chunk_simple_gla, parallel_simple_gla, recurrent=fused_recurrent_simple_gla)
 def test_simple_gla(function, dtype):
     same(function, lambda q, k, v, g: recurrence(q, k, v, scale=SCALE, decay=g)[0], *qkv(dtype), decays())
 
 
-@each_type
-@pytest.mark.parametrize("function", [chunk_gla, fused_recurrent_gla])
+@forms(chunk_gla, recurrent=fused_recurrent_gla)
 def test_gla(function, dtype):
     same(
         function, lambda q, k, v, g: recurrence(q, k, v, scale=SCALE, decay=g), *qkv(dtype), decays(WIDTH),
@@ -139,8 +135,7 @@ def test_gla_of_sequences_of_different_lengths_one_after_another():
     same(chunk_gla, reference, *qkv(FP32), decays(WIDTH), cu_seqlens=torch.tensor(bounds))
 
 
-@each_type
-@pytest.mark.parametrize("function", [chunk_rwkv6, fused_recurrent_rwkv6])
+@forms(chunk_rwkv6, recurrent=fused_recurrent_rwkv6)
 def test_rwkv6(function, dtype):
     def reference(r, k, v, w, u):
         """The state decays after it is read; the newest pair counts u times."""
@@ -155,8 +150,7 @@ def _after_first(x):
     return (torch.arange(x.shape[1]) > 0).to(x.dtype)[:, None, None]
 
 
-@each_type
-@pytest.mark.parametrize("function", [chunk_hgrn, fused_recurrent_hgrn])
+@forms(chunk_hgrn, recurrent=fused_recurrent_hgrn)
 def test_hgrn(function, dtype):
     def reference(x, g):
         states, h = [], torch.zeros_like(x[:, 0])
@@ -193,7 +187,7 @@ def test_delta_rule(function, dtype):
     )  # fmt: skip
 
 
-@each_type
+@pytest.mark.parametrize("dtype", [FP32, BF16])
 def test_chunked_gated_delta_rule(dtype):
     same(
         chunk_gated_delta_rule, lambda q, k, v, g, beta: delta_rule(q, k, v, beta, scale=SCALE, decay=g),
@@ -201,17 +195,21 @@ def test_chunked_gated_delta_rule(dtype):
     )  # fmt: skip
 
 
-@each_type
-def test_recurrent_gated_delta_rule(dtype):
+def test_recurrent_gated_delta_rule():
     """It has no backward pass."""
-    q, k, v, g, beta = (x.detach() for x in (*normal_keys(dtype), decays(), strengths(dtype=dtype)))
+    q, k, v, g, beta = (x.detach() for x in (*normal_keys(FP32), decays(), strengths()))
+
+    def function(q, k, v, g, beta):
+        return fused_recurrent_gated_delta_rule(q, k, v, g=g, beta=beta)
+
+    function.__name__ = fused_recurrent_gated_delta_rule.__name__
     same(
-        lambda q, k, v, g, beta: fused_recurrent_gated_delta_rule(q, k, v, g=g, beta=beta),
+        function,
         lambda q, k, v, g, beta: delta_rule(q, k, v, beta, scale=SCALE, decay=g)[0], q, k, v, g, beta,
     )  # fmt: skip
 
 
-@each_type
+@pytest.mark.parametrize("dtype", [FP32, BF16])
 def test_chunked_kda(dtype):
     same(
         chunk_kda, lambda q, k, v, g, beta: delta_rule(q, k, v, beta, scale=SCALE, decay=g), *normal_keys(dtype),
@@ -219,9 +217,8 @@ def test_chunked_kda(dtype):
     )  # fmt: skip
 
 
-@each_type
-def test_recurrent_kda(dtype):
-    q, k, v, g, beta = (x.detach() for x in (*normal_keys(dtype), decays(WIDTH), strengths(dtype=dtype)))
+def test_recurrent_kda():
+    q, k, v, g, beta = (x.detach() for x in (*normal_keys(FP32), decays(WIDTH), strengths()))
     same(
         fused_recurrent_kda, lambda q, k, v, g, beta: delta_rule(q, k, v, beta, scale=SCALE, decay=g)[0], q, k, v, g,
         beta,
@@ -253,25 +250,25 @@ def test_diagonal_plus_low_rank(function, dtype):
         same(function, reference, q, k, v, a, b, decays(WIDTH, dtype=dtype), roundings=2 * ROUNDINGS[dtype])
 
 
-@each_type
-@pytest.mark.parametrize("function", [fused_recurrent_dplr_delta_rule, fused_recurrent_rwkv7])
-def test_recurrent_diagonal_plus_low_rank(function, dtype):
-    q, k, v, a, b, g = (x.detach() for x in (*qkv(dtype), *low_rank(dtype), decays(WIDTH, dtype=dtype)))
-    if function is fused_recurrent_rwkv7:
-        same(
-            function, lambda r, w, k, v, a, b: recurrence(r, k, v, scale=1.0, decay=w, a=a, b=b)[0], q, g, k, v, a, b,
-            scale=1.0, output_final_state=False,
-        )  # fmt: skip
-    else:
-        same(
-            function, lambda q, k, v, a, b, g: recurrence(q, k, v, scale=SCALE, decay=g, a=a, b=b)[0], q, k, v, a, b, g
-        )
+def test_recurrent_diagonal_plus_low_rank():
+    q, k, v, a, b, g = (x.detach() for x in (*qkv(FP32), *low_rank(FP32), decays(WIDTH)))
+    same(
+        fused_recurrent_dplr_delta_rule,
+        lambda q, k, v, a, b, g: recurrence(q, k, v, scale=SCALE, decay=g, a=a, b=b)[0], q, k, v, a, b, g,
+    )  # fmt: skip
+    same(
+        fused_recurrent_rwkv7, lambda r, w, k, v, a, b: recurrence(r, k, v, scale=1.0, decay=w, a=a, b=b)[0],
+        q, g, k, v, a, b, scale=1.0, output_final_state=False,
+    )  # fmt: skip
 
 
-@each_type
-@pytest.mark.parametrize("function", [chunk_iplr_delta_rule, fused_recurrent_iplr_delta_rule])
+@forms(chunk_iplr_delta_rule, recurrent=fused_recurrent_iplr_delta_rule)
 def test_identity_plus_low_rank(function, dtype):
     q, k, v = qkv(dtype)
     a, b = low_rank(dtype)
     inputs = (q, k, v, a, b) if function is fused_recurrent_iplr_delta_rule else [x.detach() for x in (q, k, v, a, b)]
     same(function, lambda q, k, v, a, b: recurrence(q, k, v, scale=SCALE, a=a, b=b)[0], *inputs)
+
+
+def test_the_table_in_the_documentation_says_what_ran(table_says_what_ran):
+    table_says_what_ran(LEDGER)

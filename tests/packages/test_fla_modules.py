@@ -29,7 +29,7 @@ import itertools
 
 from tests.packages.harness import FLOAT_TYPES, Ledger, check, randn
 
-LEDGER = Ledger("fla-core")
+LEDGER = Ledger("fla-core", "layers, losses, utilities")
 FP32 = torch.float32
 
 each_type = pytest.mark.parametrize("dtype", FLOAT_TYPES, ids=["fp32", "bf16", "fp16"])
@@ -321,3 +321,7 @@ def test_packing_sequences():
 
     same(lambda x: utils.unpack_sequence(x, torch.tensor(bounds)), unpacked, randn(100, 37), name="unpack_sequence")
     same(lambda x: utils.pack_sequence(x, torch.tensor(bounds)), packed, randn(3, 68, 37), name="pack_sequence")
+
+
+def test_the_table_in_the_documentation_says_what_ran(table_says_what_ran):
+    table_says_what_ran(LEDGER)

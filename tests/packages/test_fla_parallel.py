@@ -46,7 +46,7 @@ with warnings.catch_warnings():
 from tests.packages.harness import Ledger, check, randn
 from tests.packages.recurrences import recurrence
 
-LEDGER = Ledger("fla-core")
+LEDGER = Ledger("fla-core", "attention over pairs, newer rules")
 LENGTH, HEADS, WIDTH = 70, 2, 32
 SCALE = WIDTH**-0.5
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
@@ -214,7 +214,7 @@ def test_native_sparse_attention_chooses_the_blocks_itself():
 def test_gated_slot_attention(dtype):
     inputs = [*heads(WIDTH, WIDTH, 40, 16, dtype=dtype), logs(16)]
     inputs[3] = inputs[3].detach().sigmoid().requires_grad_()
-    for function in (chunk_gsa, fused_recurrent_gsa):
+    for function in (chunk_gsa, fused_recurrent_gsa) if dtype == FP32 else (chunk_gsa,):
         same(
             lambda *x, function=function: function(*x)[0], lambda *x: naive_recurrent_gsa(*x)[0], *inputs,
             name=function.__name__,
@@ -360,3 +360,7 @@ def test_rwkv4():
         lambda w, u, k, v: fused_recurrent_rwkv4(w, u, k, v, state)[0], reference, randn(37), randn(37),
         randn(2, 21, 37), randn(2, 21, 37), name="fused_recurrent_rwkv4",
     )  # fmt: skip
+
+
+def test_the_table_in_the_documentation_says_what_ran(table_says_what_ran):
+    table_says_what_ran(LEDGER)

@@ -23,7 +23,7 @@ from liger_kernel.transformers.llama4_rope import liger_llama4_text_rotary_pos_e
 
 from tests.packages.harness import FLOAT_TYPES, Ledger, check, randn
 
-LEDGER = Ledger("liger-kernel")
+LEDGER = Ledger("liger-kernel", "layers, losses, mixture of experts")
 BF16, FP32 = torch.bfloat16, torch.float32
 ROWS_AND_COLUMNS = [(3, 5), (7, 130), (2, 1025)]
 
@@ -565,3 +565,7 @@ def test_mlp_with_tensor_descriptors(dtype):
     check(
         LEDGER, function, reference, x, gate, up, down, gradient, name="mlp.gemm_swiglu", backward=False, roundings=32
     )
+
+
+def test_the_table_in_the_documentation_says_what_ran(table_says_what_ran):
+    table_says_what_ran(LEDGER)
