@@ -27,7 +27,7 @@ from cme295lab.simulator.storage import Storage
 from cme295lab.simulator.values import Pointer, scalar
 
 ELEMENT_BUDGET = 1 << 20
-_ORDERED = frozenset({"atomic_cas", "atomic_xchg"})
+_ORDERED = frozenset({"atomic_cas", "atomic_xchg", "atomic_poll"})
 _COMPILER_OPTIONS = frozenset(
     [
         "num_warps", "num_stages", "num_ctas", "maxnreg", "warp_size", "ptx_version", "ptx_options", "ir_override",

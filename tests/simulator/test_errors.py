@@ -69,7 +69,6 @@ def run(module_from, body, *, grid=(2,), parameters="out_ptr, x_ptr", head=""):
         ("y = tl.does_not_exist(x)", "tl.does_not_exist"),
         ("y = notes.helper(x)", "calling the Python function helper"),
         ("for i in x:\n    pass", "a for loop over 'x'"),
-        ("y = tl.histogram(lane, 8)", "tl.histogram"),
     ],
 )
 def test_unsupported_features_are_named_with_their_line(module_from, body, feature):

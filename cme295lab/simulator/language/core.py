@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from cme295lab.simulator import access, arithmetic, atomics, casts, dtypes
+from cme295lab.simulator.aggregates import Aggregate
 from cme295lab.simulator.arithmetic import Operand
 from cme295lab.simulator.broadcasting import lifted, result, sharing
 from cme295lab.simulator.dtypes import BlockType, DType, PointerType
@@ -89,7 +90,7 @@ def load(
     )
 
 
-@native("store")
+@native("store", method=True)
 def store(
     m: Machine, pointer: Operand | BlockPointer, value: Operand, mask: Operand | None = None,
     boundary_check: object = (),
@@ -115,12 +116,23 @@ def _register_atomics() -> None:
             scope: Any = None,
             _op: str = op,
         ) -> Block:
+            _check_atomic_type(_op, pointer)
             return by_tensor(  # type: ignore[no-any-return]
                 m, pointer, mask, lambda where, lanes: atomics.atomic(m, _op, where, val, lanes),
                 partial(arithmetic.where, m),
             )  # fmt: skip
 
         native(f"atomic_{op}", method=True)(run)
+
+
+def _check_atomic_type(op: str, pointer: Operand) -> None:
+    """The compiler refuses atomics on 8-bit numbers and 16-bit integers, and all but `add` on 16-bit floats."""
+    if isinstance(pointer, Pointer):
+        dtype = pointer.dtype
+        if dtype.primitive_bitwidth < 16 or (dtype.primitive_bitwidth == 16 and (op != "add" or not dtype.is_float)):
+            raise KernelTypeError(f"tl.atomic_{op} does not support {dtype}")
+        if dtype.is_float and op in ("and", "or", "xor"):
+            raise KernelTypeError(f"tl.atomic_{op} needs integers, got {dtype}")
 
 
 _register_atomics()
@@ -131,6 +143,49 @@ def atomic_cas(m: Machine, pointer: Operand, cmp: Operand, val: Operand, sem: An
     return by_tensor(  # type: ignore[no-any-return]
         m, pointer, None, lambda where, _: atomics.compare_and_swap(m, where, cmp, val), partial(arithmetic.where, m)
     )
+
+
+@native("atomic_load", method=True)
+def atomic_load(m: Machine, pointer: Operand, mask: Operand | None = None, sem: Any = None, scope: Any = None) -> Block:
+    """A load that no store of another program can tear; every load here is one."""
+    return load(m, pointer, mask)
+
+
+@native("atomic_store", method=True)
+def atomic_store(
+    m: Machine, pointer: Operand, val: Operand, mask: Operand | None = None, sem: Any = None, scope: Any = None
+) -> None:
+    store(m, pointer, val, mask)
+
+
+@native("atomic_poll", method=True)
+def atomic_poll(
+    m: Machine, pointer: Operand, expected_value: Operand, sem: Any = None, scope: Any = None,
+    timeout_ns: Operand | None = None,
+) -> Operand:  # fmt: skip
+    """Programs run one after another: what is not there yet will never come while this one waits."""
+    found = arithmetic.binary(m, "==", load(m, pointer), expected_value)
+    if timeout_ns is None:
+        device_assert(m, found, "tl.atomic_poll waits for a value that no earlier program has stored")
+    return found
+
+
+@native("expect_zero")
+def expect_zero(m: Machine, x: Operand, mask: Operand) -> Operand:
+    """A promise about x where the mask is true, checked as Triton's debug builds do."""
+    holds = arithmetic.logical(m, "or", arithmetic.binary(m, "==", x, 0), arithmetic.invert(m, mask, logical=True))
+    device_assert(m, holds, "tl.expect_zero: x is not zero everywhere under the mask")
+    return x
+
+
+@native("aggregate_replace")
+def aggregate_replace(m: Machine, instance: Any, **changes: Any) -> Any:
+    if not isinstance(instance, Aggregate):
+        raise KernelTypeError(f"tl.aggregate_replace needs an aggregate, got {instance!r}")
+    unknown = [n for n in changes if n not in instance.fields]
+    if unknown:
+        raise KernelTypeError(f"{instance.kind.name} has no field {unknown[0]!r}")
+    return Aggregate(instance.kind, {**instance.fields, **changes})
 
 
 @native("cast", "to", method=True)
@@ -152,6 +207,13 @@ def cast(
             raise KernelTypeError(f"a pointer can be converted to a 64-bit integer or another pointer, not to {dtype}")
         address = m.memory.address(m, block)
         return result(m, address != 0 if dtype.is_bool() else address.astype(dtype.numpy), dtype, block.shape)
+    if fp_downcast_rounding is not None:
+        narrower = dtype.is_float and block.dtype.is_float and dtype.primitive_bitwidth < block.dtype.primitive_bitwidth
+        if fp_downcast_rounding not in ("rtne", "rtz") or not narrower:
+            raise KernelTypeError(
+                f"fp_downcast_rounding is 'rtne' or 'rtz', for a float to a narrower one; got {fp_downcast_rounding!r} "
+                f"from {block.dtype} to {dtype}"
+            )
     return casts.bitcast(m, block, dtype) if bitcast else casts.cast(m, block, dtype, rounding=fp_downcast_rounding)
 
 
@@ -184,7 +246,7 @@ def constexpr(m: Machine, value: object) -> object:
     return value
 
 
-@native("cdiv", method=False)
+@native("cdiv", method=True)
 def cdiv(m: Machine, x: Operand, div: Operand) -> Operand:
     if not isinstance(x, Block) and not isinstance(div, Block):
         return -(-x // div)

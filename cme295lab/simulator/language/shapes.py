@@ -15,7 +15,7 @@ from cme295lab.simulator.errors import KernelTypeError
 from cme295lab.simulator.language.registry import native
 from cme295lab.simulator.machine import Machine
 from cme295lab.simulator.sharing import SharedBlock
-from cme295lab.simulator.values import Block, Pointer, as_torch, require_block, scalar
+from cme295lab.simulator.values import Block, Pointer, require_block, scalar
 
 
 def _sizes(shape: tuple[Any, ...]) -> tuple[int, ...]:
@@ -136,12 +136,3 @@ def flip(m: Machine, x: Block, dim: int | None = None) -> Block:
     axis = (len(x.shape) - 1 if dim is None else dim % len(x.shape)) + 1
     full = x.full(m.active)
     return result(m, full.flip(axis) if isinstance(full, torch.Tensor) else np.flip(full, axis), x.dtype, x.shape)
-
-
-@native("gather", method=True)
-def gather(m: Machine, src: Block, index: Block, axis: int) -> Block:
-    source, where = _aligned(m, [src, index])
-    where = where.astype(np.int64)
-    if isinstance(source, torch.Tensor):
-        return result(m, torch.gather(source, axis + 1, as_torch(np.ascontiguousarray(where))), src.dtype, index.shape)
-    return result(m, np.take_along_axis(source, where, axis + 1), src.dtype, index.shape)
