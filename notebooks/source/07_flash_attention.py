@@ -12,6 +12,7 @@
 profile = "full"  # "fast": smaller sizes, for a quick look
 
 # %%
+import dataclasses
 import inspect
 
 import torch
@@ -21,6 +22,9 @@ from cme295lab.attention import SoftmaxState, flash_attention, io, merge, standa
 from cme295lab.attention import standard_attention_kernels, tiled_attention
 from cme295lab.widgets import RooflinePoint, TileWalk, TrafficExplorer
 from cme295lab.widgets import block_size_map, memory_hierarchy, roofline, traffic_bars
+
+import triton
+import triton.language as tl
 
 HAS_COMPILER = simulator.frontend.available()  # Triton itself, which has packages for Linux only
 torch.manual_seed(0)
@@ -274,7 +278,43 @@ traffic_bars(bars, title=f"forward and backward, one head, N = {LENGTH}")
 # tile; with as many as fit, $B$ is of order $M / d$, and the bound is reached.
 
 # %% [markdown]
-# ## 8. How large a tile?
+# ## 8. What reaches HBM
+#
+# $K$ and $V$ are asked for $T_r$ times. How much of that reaches HBM is the L2 cache's decision; the simulator replays
+# every access through a model of it. On an A100, 40 MiB of L2 and 108 SMs make it easy for this small input. So take a
+# model of a GPU, 8 SMs with one program each, and one head of 2,048 tokens: 32 tiles of queries, 8 at a time.
+#
+# **Predict**, without a mask: how often is $K$ read from HBM if L2 is large? And if it is tiny?
+
+# %% tags=["nbval-check-output"]
+long = [torch.randn(1, 1, 2048, 64).half() for _ in range(3)]
+small_gpu = dataclasses.replace(hardware.get_device("A100"), name="8 SMs", num_sms=8)
+read = {}
+for name, causal in (("full", False), ("causal", True)):
+    with simulator.trace() as t:
+        flash_attention(*long, causal=causal, block_m=64, block_n=64)
+    launch = t.launches[0]
+    read[name] = {"asked for": launch.tensors["k"].read_bytes}
+    for kib in (64, 128, 256, 1024):
+        cache = launch.cache(small_gpu, ctas_per_sm=1, l2_bytes=kib * units.KiB)
+        read[name][f"L2 {kib} KiB"] = cache.tensors["k"].dram_read_bytes
+for where in read["full"]:
+    times = (f"{name} {read[name][where] / long[1].nbytes:5.1f}" for name in read)
+    print(f"K, {where:11} in times its size:  {'   '.join(times)}")
+
+# %% [markdown]
+# Without a mask the 8 programs walk through $K$ in step: one of them fetches a tile, the other seven find it, however
+# small the cache. Each of the four waves reads $K$ once; only a cache that holds all of $K$ and $V$, 512 KiB, saves
+# that too.
+#
+# With the mask, programs have different lengths. One that ends early makes room for one that begins at the first key,
+# and soon every program is somewhere else. Then the cache must hold most of $K$ and $V$, or every program reads for
+# itself.
+#
+# (The model lets programs advance in step. A GPU promises no order.)
+
+# %% [markdown]
+# ## 9. How large a tile?
 #
 # Larger tiles of queries read $K$ and $V$ less often. **Predict**: what stops us from taking one tile for
 # everything?
@@ -338,7 +378,63 @@ for (m, n), t in tiles.items():
 # 128 × 64: it hardly spills, and fits on smaller GPUs too.
 
 # %% [markdown]
-# ## 9. More work, less time
+# ## 10. What the compiler makes of it
+#
+# The same source becomes different machine code on each GPU. The *main loop* runs once per tile of keys: what is it
+# made of? Our kernel has two loops, and only tiles that the diagonal cuts pay for the mask. Here is the obvious
+# version with one loop that masks every tile:
+
+# %%
+@triton.jit
+def mask_every_tile(q_ptr, k_ptr, v_ptr, o_ptr, scale, length, D: tl.constexpr, M: tl.constexpr, N: tl.constexpr):
+    rows, dims = tl.program_id(0) * M + tl.arange(0, M), tl.arange(0, D)[None, :]
+    q = tl.load(q_ptr + rows[:, None] * D + dims, mask=rows[:, None] < length, other=0.0)
+    row_max, row_sum = tl.full([M], -float("inf"), tl.float32), tl.zeros([M], tl.float32)
+    acc = tl.zeros([M, D], tl.float32)
+    for start in tl.range(0, tl.minimum(length, (tl.program_id(0) + 1) * M), N):
+        cols = start + tl.arange(0, N)
+        k = tl.load(k_ptr + cols[:, None] * D + dims, mask=cols[:, None] < length, other=0.0)
+        v = tl.load(v_ptr + cols[:, None] * D + dims, mask=cols[:, None] < length, other=0.0)
+        keep = (cols[None, :] < length) & (cols[None, :] <= rows[:, None])
+        s = tl.where(keep, tl.dot(q, tl.trans(k)), -float("inf"))
+        acc, row_max, row_sum = kernels.attend_block(acc, row_max, row_sum, s, v, scale * 1.442695, "tf32")
+    tl.store(o_ptr + rows[:, None] * D + dims, acc / row_sum[:, None], mask=rows[:, None] < length)
+
+# %% [markdown]
+# **Predict**: both do the same products. By how much does the mask lengthen the loop?
+
+# %%
+h = torch.randn(1, 1, 512, 64).half()
+ours = (kernels.forward_kernel, h, h, h, h, h.float(), 0.125, 512, 512, *h.stride() * 4)
+naive = (mask_every_tile, h, h, h, h, 0.125, 512)
+tile = {"BLOCK_M": 128, "BLOCK_N": 64, "GROUP": 1, "HEAD_DIM": 64, "BLOCK_D": 64}
+reports = {}
+for gpu in ("A100", "H100", "B200") if HAS_COMPILER else ():
+    reports[f"{gpu} ours"] = simulator.compile_report(
+        *ours, device=gpu, num_warps=8, **tile, CAUSAL=True, PRECISION="tf32"
+    )
+    reports[f"{gpu} one loop"] = simulator.compile_report(*naive, device=gpu, num_warps=8, D=64, M=128, N=64)
+
+# %%
+print("                registers  spilled  matrix instruction   main loop   fp32   integer   products")
+for name, r in reports.items():
+    loop, kind = r.main_loop, next(iter(r.tensor_core_instructions))
+    fp32, integer = loop.mix["fp32"], loop.mix["integers and addresses"]
+    done = units.format_flops(loop.flops_per_iteration)
+    print(f"{name:14} {r.registers:>10} {r.spill_bytes:>7} B  {kind:<20} {loop.num_instructions:>9}", end="")
+    print(f" {fp32:>6} {integer:>9} {done:>10}")
+
+# %% [markdown]
+# The products of an iteration are those of the source, 4 · 128 · 64 · 64 FLOP, on every GPU. On an A100 a warp
+# multiplies small pieces from registers (`HMMA`); an H100 and a B200 do a tile with a few instructions from shared
+# memory.
+#
+# One loop has about half as many instructions again: the comparisons of `keep`, and the masks of the loads. The tensor
+# cores wait for them, in every tile, although only the last two of a row of tiles need a mask. That is what the second
+# loop in our kernel is for. Most of what is left in `fp32` is the softmax: exponents, maxima, sums.
+
+# %% [markdown]
+# ## 11. More work, less time
 #
 # FlashAttention recomputes, so it does more arithmetic. Place both on the A100's *roofline*: a computation of $F$
 # operations and $B$ bytes takes at least $\max(F / \mathrm{peak},\ B / \mathrm{bandwidth})$.
@@ -372,7 +468,7 @@ print(f" and is at best {best['standard'] / best['flash']:.1f} times faster")
 # are slow, and pipelines have gaps.
 
 # %% [markdown]
-# ## 10. The paper's table
+# ## 12. The paper's table
 #
 # The FlashAttention paper ([Dao et al. 2022](https://arxiv.org/abs/2205.14135), Figure 2) reports, for GPT-2 medium
 # (batch 64, 16 heads, $N = 1024$, $d = 64$, forward and backward, on an A100):
@@ -444,7 +540,7 @@ traffic_bars(bars, title=f"forward and backward, batch {BATCH}, 16 heads, N = 10
 # limit.
 
 # %% [markdown]
-# ## 11. Explore
+# ## 13. Explore
 #
 # Change the length, the head dimension, the tiles, the SRAM, the GPU. Try to answer: from which length on does
 # FlashAttention pay? What happens to it when the SRAM shrinks? On which GPU is standard attention worst off?
@@ -459,7 +555,7 @@ TrafficExplorer()
 TrafficExplorer(seq=4096, causal=True).figure()
 
 # %% [markdown]
-# ## 12. On a GPU
+# ## 14. On a GPU
 #
 # The same functions launch the same kernels on CUDA tensors. If this machine has such a device, the cell times them
 # and computes the bandwidth they reached: the bytes that *must* move, divided by the time.
@@ -485,7 +581,7 @@ else:
 # | said | counted |
 # |---|---|
 # | "FlashAttention reads everything from HBM only once" | $K$ and $V$ are read once per tile of queries (section 7) |
-# | "40 against 4 GB, ten times less traffic" | 40.3 against 4.4 GB: 9.2 times (section 10) |
+# | "40 against 4 GB, ten times less traffic" | 40.3 against 4.4 GB: 9.2 times (section 12) |
 # | "it solves the quadratic cost of attention" | the *memory* is linear; the arithmetic stays $O(N^2 d)$ |
 # | "a GPU has tens of MB of SRAM" | all SMs together; a program sees 192 KiB on an A100 (section 1) |
 # | "it is an approximation" | it is exact, up to rounding (section 4) |
