@@ -12,6 +12,13 @@ SMs x boost clock x FLOP per clock and SM, which the tests recompute. Memory siz
     >>> a100 = get_device("A100")
     >>> round(a100.ridge_point("bf16"), 1), a100.num_sms * a100.sram_bytes_per_sm / MiB
     (153.0, 20.25)
+
+A GPU that the table lacks is a `Device` of one's own, or a changed copy of another; whatever takes a device takes it.
+
+    >>> import dataclasses
+    >>> slow = dataclasses.replace(a100, name="A100 at 1 TB/s", bandwidth_bytes_per_s=1e12)
+    >>> get_device(slow).ridge_point("bf16")
+    312.0
 """
 
 import difflib

@@ -124,6 +124,40 @@ def test_gathers_and_atomics_cost_what_the_plain_model_says(capacity):
         assert seen == tuple(32 * n for n in (counts.moved, counts.hit, counts.read, counts.written))
 
 
+@triton.jit
+def pages_kernel(page_ptr, x_ptr, out_ptr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    row, column = tl.arange(0, ROWS), tl.arange(0, COLUMNS)
+    page = tl.load(page_ptr + tl.program_id(0) * ROWS + row)
+    tile = tl.load(x_ptr + page[:, None] * COLUMNS + column[None, :])
+    tl.store(out_ptr + tl.program_id(0) * COLUMNS + column, tl.sum(tile, 0))
+
+
+def test_rows_found_through_a_table_cost_what_the_plain_model_says():
+    page = torch.randint(0, 40, (6, 8), dtype=torch.int32, generator=torch.Generator().manual_seed(0))
+    with simulator.trace() as t:
+        pages_kernel[(6,)](page, torch.ones(40 * 16), torch.zeros(6 * 16), ROWS=8, COLUMNS=16)
+    found = t.launches[0].cache(with_sms(2), ctas_per_sm=1, l2_bytes=128 * 9)
+    rows = 64 * page.numpy().astype(np.int64)[..., None] + 4 * np.arange(16)
+    plain = [[Access("load", "x", requests_of(rows[p], 128))] for p in range(6)]
+    for p, program in enumerate(plain):
+        program.insert(0, Access("load", "page", requests_of((1 << 20) + 32 * p + 4 * np.arange(8), 128)))
+        program.append(Access("store", "out", requests_of((1 << 16) + 64 * p + 4 * np.arange(16), 128)))
+    for name, counts in simulate(plain, num_slots=2, capacity_lines=9).items():
+        traffic = found.tensors[name]
+        assert (traffic.sector_bytes, traffic.dram_read_bytes) == (32 * counts.moved, 32 * counts.read)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_lanes_lie_along_the_axis_whose_addresses_are_consecutive(masked):
+    with simulator.trace() as t:
+        walk_kernel[(1,)](
+            torch.ones(1024), torch.zeros(256), 1, 0, 0, 1, 64, ROWS=16, COLUMNS=16, MASKED=masked
+        )  # fmt: skip
+    load = t.launches[0].accesses[0]
+    assert load.moved_bytes == 16 * 2 * 32  # 16 columns of 16 neighbours
+    assert load.requested_bytes == (4 * 256 if not masked else load.requested_bytes)
+
+
 # ---- by hand
 
 
@@ -174,6 +208,10 @@ def test_a_view_that_begins_off_a_sector_needs_one_sector_more_per_request():
 def test_masked_lanes_move_nothing():
     done = copied(torch.ones(1000), n=1000)
     assert done.tensors["x"].dram_bytes == done.sector_bytes // 2 == 4000
+    with simulator.trace() as t:  # the same mask in all programs: rows of 100 elements, each in 13 sectors
+        transpose_by_rows_kernel[(100,)](torch.ones(100, 100), torch.zeros(100, 100), 100, BLOCK=128)
+    assert t.tensors["x"].sector_bytes == 100 * 13 * 32
+    assert t.tensors["x"].dram_bytes == 100 * 100 * 4
 
 
 @triton.jit
