@@ -13,11 +13,12 @@ from cme295lab.simulator.addresses import Access, count, elements, out_of_bounds
 from cme295lab.simulator.arithmetic import Operand
 from cme295lab.simulator.broadcasting import common_shape, lifted, result
 from cme295lab.simulator.casts import cast
+from cme295lab.simulator.deferred import is_deferred, source, written_out
 from cme295lab.simulator.errors import KernelTypeError
 from cme295lab.simulator.machine import Machine
 from cme295lab.simulator.programs import Array
-from cme295lab.simulator.sharing import SharedBlock
 from cme295lab.simulator.storage import Storage, values_of, words_of
+from cme295lab.simulator.tiles_in_memory import load_later, store_later
 from cme295lab.simulator.values import Block, Pointer, as_torch, scalar
 
 
@@ -27,25 +28,50 @@ def load(m: Machine, pointer: Operand, mask: Operand | None = None, other: Opera
     access = plan(m, pointer, mask, "tl.load", cut_rows=not fill_varies)
     dtype = access.pointer.dtype
     fill = _fill(m, other, dtype)
-    repeats = 1
+    later = _can_be_deferred(m, access)
+    if not later:
+        m.tape.before_load(access.pointer.storage.memory)
     if access.prefix == 0:
         data = _nothing_loaded(access, fill)
     elif access.rows is not None:
+        repeats = 1
         if access.mask is None:
             rows, repeats = access.rows.once_per_run()
             access = replace(access, rows=rows)
+        if later:
+            return _load_later(m, access, repeats, fill)
         data = _load_rows(m, access, fill)
+        if repeats > 1 and data.shape[0] > 1:
+            data = np.repeat(np.asarray(data), repeats, axis=0)
     else:
         data = _load_elements(m, access, fill)
     if m.counting:
         count(m, access, "load")
-    if isinstance(data, torch.Tensor) and 1 < repeats < m.num_active:
-        block = SharedBlock(data, repeats, dtype, access.shape, m.active)
-        m.note_block(block)
-        return block
-    if repeats > 1 and data.shape[0] > 1:
-        data = np.repeat(np.asarray(data), repeats, axis=0)
     return result(m, data, dtype, access.shape)
+
+
+def _can_be_deferred(m: Machine, access: Access) -> bool:
+    """Whether an access is one for the tape: whole rows of floats, not the same in all programs."""
+    dtype, storage, rows = access.pointer.dtype, access.pointer.storage, access.rows
+    return (
+        rows is not None
+        and access.mask is None
+        and m.num_active > 1
+        and dtype.is_float
+        and storage.flat.dtype == dtype.torch
+        and rows.starts.shape[0] > 1
+    )
+
+
+def _load_later(m: Machine, access: Access, repeats: int, fill: Array | float) -> Block:
+    rows = access.rows
+    assert rows is not None
+    if not _inside(rows.starts, rows.length, access.pointer.storage):
+        raise out_of_bounds(m, access, "load")
+    if m.counting:
+        count(m, access, "load")
+    number: Any = fill if isinstance(fill, int | float) else fill.reshape(-1)[0].item()
+    return load_later(m, access, rows, repeats, number)
 
 
 def _fill(m: Machine, other: Operand | None, dtype: dtypes.DType) -> Array | float:
@@ -174,7 +200,12 @@ def store(m: Machine, pointer: Operand, value: Operand, mask: Operand | None = N
         raise KernelTypeError(
             f"tl.store: the value has shape {block.shape}, the pointers {access.shape}; they must agree"
         )
-    words = words_of(lifted(cast(m, block, access.pointer.dtype).data(m.active), len(access.shape)), storage)
+    block = cast(m, block, access.pointer.dtype)
+    if _can_be_deferred(m, access) and is_deferred(m, block) and not m.shows_values:
+        _store_later(m, access, block)
+        return
+    words = words_of(lifted(block.data(m.active), len(access.shape)), storage)
+    m.tape.before_store(storage.memory)
     if access.prefix != 0:
         if access.rows is not None:
             _store_rows(m, access, words)
@@ -182,6 +213,16 @@ def store(m: Machine, pointer: Operand, value: Operand, mask: Operand | None = N
             _store_elements(m, access, words)
     if m.counting:
         count(m, replace(access, stored=words) if m.observers else access, "store")
+
+
+def _store_later(m: Machine, access: Access, block: Block) -> None:
+    rows = access.rows
+    assert rows is not None
+    if not _inside(rows.starts, rows.length, access.pointer.storage):
+        raise out_of_bounds(m, access, "store")
+    if m.counting:
+        count(m, access, "store")
+    store_later(m, access, rows, written_out(m, source(m, block, len(access.shape))))
 
 
 def _store_rows(m: Machine, access: Access, words: np.ndarray) -> None:

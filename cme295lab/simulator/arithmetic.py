@@ -17,6 +17,7 @@ import torch
 from cme295lab.simulator import dtypes
 from cme295lab.simulator.broadcasting import broadcast_sizes, common_shape, lazy_sum, lifted, result
 from cme295lab.simulator.casts import cast
+from cme295lab.simulator.deferred import elementwise, is_deferred
 from cme295lab.simulator.dtypes import LARGEST_FP32, DType
 from cme295lab.simulator.errors import KernelTypeError
 from cme295lab.simulator.machine import Machine
@@ -87,7 +88,7 @@ def binary(m: Machine, op: str, a: Operand, b: Operand) -> Operand:
         return _compare(m, op, a, b, dtype, shape)
     if dtype.is_float:
         return _float_binary(m, op, a, b, dtype, shape)
-    return _int_binary(m, op, _as_block(m, a, dtype), _as_block(m, b, dtype), dtype, shape)
+    return _int_binary(m, op, as_block(m, a, dtype), as_block(m, b, dtype), dtype, shape)
 
 
 def _in_fp32(m: Machine, op: str, a: Operand, b: Operand, dtype: DType) -> Operand:
@@ -149,25 +150,28 @@ def _to(m: Machine, x: Operand, dtype: DType) -> Operand:
     return x
 
 
-def _as_block(m: Machine, x: Operand, dtype: DType) -> Block:
+def as_block(m: Machine, x: Operand, dtype: DType) -> Block:
+    """An operand as a kernel value of a type."""
     return x if isinstance(x, Block) else scalar(x, m.active, dtype)
 
 
-def _in_place(
+def make_room(m: Machine, operands: tuple[Operand, ...], dtype: DType, shape: tuple[int, ...]) -> None:
+    """The on-chip count goes by the expression alone: a temporary of the result's type and shape makes room for it."""
+    for x in operands:
+        if isinstance(x, Block) and x.temporary and x.dtype == dtype and x.shape == shape:
+            m.temporary_bytes -= x.block_bytes
+            return
+
+
+def in_place(
     m: Machine, operands: tuple[Operand, ...], dtype: DType, shape: tuple[int, ...], size: Sequence[int]
 ) -> torch.Tensor | None:
-    """Memory of an operand that the result may overwrite, as a register would be; None if there is none.
-
-    The on-chip count goes by the expression alone: a temporary of the result's type and shape makes room for it.
-    """
-    blocks = [x for x in operands if isinstance(x, Block) and x.dtype == dtype]
-    for x in blocks:
-        if x.temporary and x.shape == shape:
-            m.temporary_bytes -= x.block_bytes
-            break
+    """Memory of an operand that the result may overwrite, as a register would be; None if there is none."""
     if _size(shape) < _WORTH_REUSING:
         return None
-    for x in blocks:
+    for x in operands:
+        if not isinstance(x, Block) or x.dtype != dtype:
+            continue
         array = x.arrays[0]
         if (
             (x.temporary or x.expiring)
@@ -181,10 +185,17 @@ def _in_place(
 
 def _float_binary(m: Machine, op: str, a: Operand, b: Operand, dtype: DType, shape: tuple[int, ...]) -> Block:
     m.count_float_ops(_size(shape))
+    make_room(m, (a, b), dtype, shape)
     rank = len(shape)
+    function = _FLOAT[op]
+    if is_deferred(m, a, b):
+        if not isinstance(b, Block) and op in ("+", "-", "*", "/"):
+            return elementwise(m, function, (a, b), dtype, shape)
+        if not isinstance(a, Block) and op in ("+", "*"):
+            return elementwise(m, function, (b, a), dtype, shape)
+        return elementwise(m, function, [as_block(m, x, dtype) for x in (a, b)], dtype, shape)
     x: Any = as_torch(lifted(a.data(m.active), rank)) if isinstance(a, Block) else a
     y: Any = as_torch(lifted(b.data(m.active), rank)) if isinstance(b, Block) else b
-    function = _FLOAT[op]
     if not isinstance(x, torch.Tensor):
         if op == "*" or op == "+":
             x, y, a, b = y, x, b, a
@@ -193,7 +204,7 @@ def _float_binary(m: Machine, op: str, a: Operand, b: Operand, dtype: DType, sha
     if not isinstance(y, torch.Tensor) and op in ("min", "max", "minnan", "maxnan", "%"):
         y = torch.full((1,) * (rank + 1), y, dtype=dtype.torch)
     size = broadcast_sizes(x.shape, y.shape) if isinstance(y, torch.Tensor) else tuple(x.shape)
-    out = _in_place(m, (a, b), dtype, shape, size)
+    out = in_place(m, (a, b), dtype, shape, size)
     return result(m, function(x, y) if out is None else function(x, y, out=out), dtype, shape)
 
 
@@ -239,7 +250,7 @@ def _pointer_arithmetic(m: Machine, op: str, a: Operand, b: Operand) -> Block:
         if op in _COMPARE_INT and a.storage is b.storage:
             return result(m, _COMPARE_INT[op](a.data(m.active), b.data(m.active)), dtypes.int1, common_shape(a, b))
         raise KernelTypeError(f"cannot compute pointer {op} pointer")
-    offset = _as_block(m, b, dtypes.of_number(b)) if not isinstance(b, Block) else b
+    offset = as_block(m, b, dtypes.of_number(b)) if not isinstance(b, Block) else b
     if op not in ("+", "-"):
         raise KernelTypeError(
             f"cannot compute pointer {op} {offset.dtype}: {a.storage.name!r} is a tensor, so the kernel gets a "
@@ -283,7 +294,7 @@ def _compare(m: Machine, op: str, a: Operand, b: Operand, dtype: DType, shape: t
         if not isinstance(x, torch.Tensor):
             x = torch.tensor(x, dtype=dtype.torch)
         return result(m, _COMPARE_FLOAT[op](x, y).numpy(), dtypes.int1, shape)
-    left, right = _as_block(m, a, dtype), _as_block(m, b, dtype)
+    left, right = as_block(m, a, dtype), as_block(m, b, dtype)
     if shape and op not in ("==", "!=") and not (left.may_wrap(m.active) or right.may_wrap(m.active)):
         known = _decided(_COMPARE_INT[op], left.bounds(m.active), right.bounds(m.active))
         if known is not None:
@@ -309,6 +320,8 @@ def negative(m: Machine, x: Operand) -> Operand:
         return cast(m, require_block(negative(m, cast(m, x, dtypes.float32)), "-x"), x.dtype)
     if x.dtype.is_float:
         m.count_float_ops(x.num_elements)
+        if is_deferred(m, x):
+            return elementwise(m, torch.neg, [x], x.dtype, x.shape)
         return result(m, -as_torch(x.data(m.active)), x.dtype, x.shape)
     if x.dtype.is_bool():  # modulo 2
         return x
@@ -334,51 +347,6 @@ def logical(m: Machine, op: str, a: Operand, b: Operand) -> Operand:
     return binary(m, "&" if op == "and" else "|", *[bool(x) if not isinstance(x, Block) else x for x in truth])
 
 
-def where(m: Machine, condition: Operand, a: Operand, b: Operand) -> Operand:
-    """`tl.where`: elements of a where the condition holds, else of b."""
-    if not isinstance(condition, Block):
-        return a if condition else b
-    if isinstance(a, Pointer) or isinstance(b, Pointer):
-        return _where_pointers(m, condition, a, b)
-    a, b, dtype = promoted(m, "where", a, b)
-    if dtype.is_fp8():  # torch does not choose between 8-bit floats
-        wide = (cast(m, x, dtypes.float32) if isinstance(x, Block) else x for x in (a, b))
-        return cast(m, require_block(where(m, condition, *wide), "tl.where"), dtype)
-    shape = common_shape(condition, a, b)
-    rank = len(shape)
-    if not condition.dtype.is_float and condition.arrays[0].size == 1 == len(condition.arrays):  # the same everywhere
-        chosen = a if condition.arrays[0].item() else b
-        if isinstance(chosen, Block) and chosen.shape == shape:
-            return chosen
-    mask = as_torch(lifted(condition.data(m.active), rank))
-    if mask.dtype != torch.bool:
-        mask = mask != 0
-    if not dtype.is_float:
-        x, y = (lifted(_as_block(m, v, dtype).data(m.active), rank) for v in (a, b))
-        return result(m, np.where(mask.numpy(), x, y), dtype, shape)
-    if not isinstance(b, Block) and isinstance(a, Block):
-        data = as_torch(lifted(a.data(m.active), rank))
-        size = broadcast_sizes(data.shape, mask.shape)
-        out = _in_place(m, (a,), dtype, shape, size)
-        filled = data.expand(size).masked_fill(~mask, b) if out is None else out.masked_fill_(~mask, b)
-        return result(m, filled, dtype, shape)
-    x, y = (as_torch(lifted(_as_block(m, v, dtype).data(m.active), rank)) for v in (a, b))
-    return result(m, torch.where(mask, x, y), dtype, shape)
-
-
-def _where_pointers(m: Machine, condition: Block, a: Operand, b: Operand) -> Pointer:
-    if not isinstance(a, Pointer) or not isinstance(b, Pointer):
-        raise KernelTypeError("tl.where: a pointer and a number cannot be alternatives")
-    shape = common_shape(condition, a, b)
-    choices = [lifted(v.data(m.active), len(shape)) for v in (a, b)]
-    storage = a.storage
-    if a.storage is not b.storage:  # from here on the pointer may lead to either
-        pairs = [m.memory.anywhere(v, [c]) for v, c in zip((a, b), choices, strict=True)]
-        choices, storage = [sum_terms(terms) for terms, _ in pairs], pairs[0][1]
-    choose = np.asarray(lifted(condition.data(m.active), len(shape)))
-    return Pointer([np.where(choose != 0, *choices)], a.dtype, shape, m.active, storage)
-
-
 def unary(
     m: Machine, function: Callable[..., torch.Tensor], x: Operand, name: str, *, transcendental: bool = True
 ) -> Block:
@@ -387,6 +355,9 @@ def unary(
     if not block.dtype.is_float or block.dtype.primitive_bitwidth < 32:
         raise KernelTypeError(f"{name} needs fp32 or fp64, got {block.dtype}: convert with .to(tl.float32)")
     m.count_float_ops(block.num_elements, transcendental=transcendental)
+    make_room(m, (block,), block.dtype, block.shape)
+    if is_deferred(m, block):
+        return elementwise(m, function, [block], block.dtype, block.shape)
     data = as_torch(block.data(m.active))
-    out = _in_place(m, (block,), block.dtype, block.shape, data.shape)
+    out = in_place(m, (block,), block.dtype, block.shape, data.shape)
     return result(m, function(data) if out is None else function(data, out=out), block.dtype, block.shape)

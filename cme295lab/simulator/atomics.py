@@ -39,6 +39,7 @@ _UNORDERED: dict[str, Any] = {
 def atomic(m: Machine, op: str, pointer: Operand, value: Operand, mask: Operand | None = None) -> Block:
     """`tl.atomic_<op>`: combine values into memory and return what was there before each lane's turn."""
     access = plan(m, pointer, mask, f"tl.atomic_{op}")
+    m.tape.before_store(access.pointer.storage.memory)
     storage, dtype = access.pointer.storage, access.pointer.dtype
     index, lanes = _lanes(m, access)
     values = _words(m, access, value, index.shape)
@@ -75,6 +76,7 @@ def _combined(storage: Storage, combine: Callable[[Any, Any], Any], old: Any, ne
 def compare_and_swap(m: Machine, pointer: Operand, expected: Operand, value: Operand) -> Block:
     """`tl.atomic_cas`: store `value` where memory holds `expected`; return what it held."""
     access = plan(m, pointer, None, "tl.atomic_cas")
+    m.tape.before_store(access.pointer.storage.memory)
     storage, dtype = access.pointer.storage, access.pointer.dtype
     index, lanes = _lanes(m, access)
     wanted, new = (_words(m, access, x, index.shape) for x in (expected, value))

@@ -6,10 +6,12 @@ import numpy as np
 import torch
 
 from cme295lab.simulator.broadcasting import lazy_sum, result, sharing
+from cme295lab.simulator.deferred import is_deferred, record, size_of, source
 from cme295lab.simulator.dtypes import DType, float32
 from cme295lab.simulator.errors import KernelTypeError
 from cme295lab.simulator.machine import Machine
 from cme295lab.simulator.programs import Array
+from cme295lab.simulator.tape import Step
 from cme295lab.simulator.values import Block, Pointer, as_torch
 
 
@@ -29,23 +31,36 @@ def cast(m: Machine, x: Block, dtype: DType, *, rounding: str | None = None) -> 
             return lazy_sum(m, [t.astype(dtype.numpy) for t in x.terms(m.active)], dtype, x.shape)  # type: ignore[union-attr]
         with np.errstate(all="ignore"):
             return result(m, x.data(m.active).astype(dtype.numpy), dtype, x.shape)  # type: ignore[union-attr]
+    if dtype.is_float and x.dtype.is_float:
+        return _between_floats(m, x, dtype, toward_zero=rounding == "rtz" and dtype.primitive_bitwidth < 32)
     data = x.data(m.active)
-    if dtype.is_float:
-        if isinstance(data, np.ndarray):
-            wide = np.float64 if data.dtype.itemsize == 8 or dtype.is_fp64() else np.float32
-            return result(m, torch.from_numpy(np.ascontiguousarray(data.astype(wide))).to(dtype.torch), dtype, x.shape)
-        if rounding == "rtz" and dtype.primitive_bitwidth < 32:
-            data = _toward_zero(data, dtype)
-        if dtype.is_fp8():  # cvt.rn.satfinite: what is too large becomes the largest number; a NaN stays
-            largest = torch.finfo(dtype.torch).max
-            data = data.clamp(-largest, largest)
-        return result(m, data.to(dtype.torch), dtype, x.shape)
+    if isinstance(data, np.ndarray) and dtype.is_float:
+        wide = np.float64 if data.dtype.itemsize == 8 or dtype.is_fp64() else np.float32
+        return result(m, torch.from_numpy(np.ascontiguousarray(data.astype(wide))).to(dtype.torch), dtype, x.shape)
     floats = as_torch(data)
     floats = floats if floats.dtype in (torch.float32, torch.float64) else floats.float()
     if dtype.is_bool():
         return result(m, (floats != 0).numpy(), dtype, x.shape)
     with np.errstate(all="ignore"):
         return result(m, floats.numpy().astype(dtype.numpy), dtype, x.shape)
+
+
+def _between_floats(m: Machine, x: Block, dtype: DType, *, toward_zero: bool) -> Block:
+    def convert(rows: slice | None, out: torch.Tensor | None, data: torch.Tensor) -> torch.Tensor:
+        if toward_zero:
+            data = _toward_zero(data, dtype)
+        if dtype.is_fp8():  # cvt.rn.satfinite: what is too large becomes the largest number; a NaN stays
+            largest = torch.finfo(dtype.torch).max
+            data = data.clamp(-largest, largest)
+        return data.to(dtype.torch) if out is None else out.copy_(data)
+
+    if not is_deferred(m, x):
+        return result(m, convert(None, None, as_torch(x.data(m.active))), dtype, x.shape)
+    operand = source(m, x, len(x.shape))
+    return record(
+        m, convert, [operand], size_of(operand), dtype, x.shape,
+        repeats=operand.repeats if isinstance(operand, Step) else 1,
+    )  # fmt: skip
 
 
 def _toward_zero(data: torch.Tensor, dtype: DType) -> torch.Tensor:

@@ -104,7 +104,10 @@ def _made_before(programs: ProgramSet, value: Any) -> bool:
 def _merge_blocks(m: Machine, name: str, values: list[Any], groups: list[Group], rows: list[np.ndarray]) -> Any:
     blocks = [v if isinstance(v, Block) else scalar(v, g.programs) for v, g in zip(values, groups, strict=True)]
     dtype = blocks[0].dtype
-    if any(b.dtype != dtype or b.shape != blocks[0].shape or type(b) is not type(blocks[0]) for b in blocks):
+    if any(
+        b.dtype != dtype or b.shape != blocks[0].shape or isinstance(b, Pointer) != isinstance(blocks[0], Pointer)
+        for b in blocks
+    ):
         kinds = " and ".join(sorted({f"{b.dtype}{list(b.shape)}" for b in blocks}))
         return Differs(name, f"has different types on different paths ({kinds}); Triton needs one type")
     terms = [b.terms(g.programs) for b, g in zip(blocks, groups, strict=True)]

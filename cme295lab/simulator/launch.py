@@ -208,6 +208,7 @@ def _run_batches(
             machine.largest_block = 1
         machine.begin_batch(first, last)
         interpreter.run(source.function, {n: _moved(v, machine) for n, v in arguments.items()})
+        machine.tape.play(finish=True)
         first = last
     if total:
         source.largest_blocks[constants] = machine.largest_block

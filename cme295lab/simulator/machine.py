@@ -11,6 +11,7 @@ import numpy as np
 
 from cme295lab.simulator.memory import Memory
 from cme295lab.simulator.programs import ProgramSet
+from cme295lab.simulator.tape import Tape
 from cme295lab.simulator.values import Block
 
 if TYPE_CHECKING:
@@ -34,7 +35,8 @@ class Observer(Protocol):
     """Sees every memory access of a launch, for a count or a check that costs too much to be always on.
 
     It must not keep the access itself (operations may overwrite the arrays of its operands later), only what it has
-    copied or computed from it.
+    copied or computed from it. An observer with an attribute `sees_values = False` looks at addresses only; any other
+    finds the words of a store in `access.stored`, and memory as it was when the access was made, which takes longer.
     """
 
     def access(self, m: Machine, access: Access, kind: AccessKind) -> None:
@@ -113,6 +115,7 @@ class Machine:
         self.recording = recording
         self.watch = watch
         self.observers = observers  # told of every access, if counting
+        self.shows_values = counting and any(getattr(o, "sees_values", True) for o in observers)
         self.watchers = watchers  # told of every assignment
         self.kernel_name = kernel_name
         self.statement = 0  # number of the statement that runs
@@ -129,6 +132,7 @@ class Machine:
         self.held_bytes = 0
         self.temporary_bytes = 0
         self.call: Callable[[Any, list[Any]], Any] = _no_interpreter
+        self.tape = Tape()
 
     def begin_batch(self, first: int, last: int) -> None:
         """Make programs first … last - 1 (numbered with grid axis 0 running fastest) the active set."""

@@ -108,7 +108,7 @@ class Names(ABC):
             value = variables[name]
             if isinstance(value, Differs):
                 raise value.error()
-            if name in self.frame.last_reads and value.__class__ is Block:
+            if name in self.frame.last_reads and isinstance(value, Block) and not isinstance(value, Pointer):
                 del variables[name]
                 value.expiring = sys.getrefcount(value) == _SOLE_REFERENCE
             return value

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 
 from cme295lab import simulator
-from cme295lab.simulator.sharing import run_length
+from cme295lab.simulator.addresses import run_length
 
 
 @pytest.mark.parametrize(

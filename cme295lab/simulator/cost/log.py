@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 import numpy as np
 
@@ -93,6 +93,8 @@ class AccessRecord:
 @dataclass
 class AddressLog:
     """An observer that keeps the addresses of a launch; see the module."""
+
+    sees_values: ClassVar[bool] = False
 
     instructions: list[Instruction] = field(default_factory=list)
     layouts: list[Layout] = field(default_factory=list)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from cme295lab.simulator import access, arithmetic, atomics, casts, dtypes
+from cme295lab.simulator import access, arithmetic, atomics, casts, dtypes, selection
 from cme295lab.simulator.aggregates import Aggregate
 from cme295lab.simulator.arithmetic import Operand
 from cme295lab.simulator.broadcasting import lifted, result, sharing
@@ -86,7 +86,7 @@ def load(
     if boundary_check or padding_option:
         raise KernelTypeError("tl.load: boundary_check and padding_option go with block pointers, not with pointers")
     return by_tensor(  # type: ignore[no-any-return]
-        m, pointer, mask, lambda where, lanes: access.load(m, where, lanes, other), partial(arithmetic.where, m)
+        m, pointer, mask, lambda where, lanes: access.load(m, where, lanes, other), partial(selection.where, m)
     )
 
 
@@ -101,7 +101,7 @@ def store(
         return
     if boundary_check:
         raise KernelTypeError("tl.store: boundary_check goes with block pointers, not with pointers")
-    by_tensor(m, pointer, mask, lambda where, lanes: access.store(m, where, value, lanes), partial(arithmetic.where, m))
+    by_tensor(m, pointer, mask, lambda where, lanes: access.store(m, where, value, lanes), partial(selection.where, m))
 
 
 def _register_atomics() -> None:
@@ -119,7 +119,7 @@ def _register_atomics() -> None:
             _check_atomic_type(_op, pointer)
             return by_tensor(  # type: ignore[no-any-return]
                 m, pointer, mask, lambda where, lanes: atomics.atomic(m, _op, where, val, lanes),
-                partial(arithmetic.where, m),
+                partial(selection.where, m),
             )  # fmt: skip
 
         native(f"atomic_{op}", method=True)(run)
@@ -141,7 +141,7 @@ _register_atomics()
 @native("atomic_cas", method=True)
 def atomic_cas(m: Machine, pointer: Operand, cmp: Operand, val: Operand, sem: Any = None, scope: Any = None) -> Block:
     return by_tensor(  # type: ignore[no-any-return]
-        m, pointer, None, lambda where, _: atomics.compare_and_swap(m, where, cmp, val), partial(arithmetic.where, m)
+        m, pointer, None, lambda where, _: atomics.compare_and_swap(m, where, cmp, val), partial(selection.where, m)
     )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cme295lab.simulator import arithmetic, casts, dtypes
+from cme295lab.simulator import arithmetic, casts, dtypes, selection
 from cme295lab.simulator.arithmetic import Operand, binary
 from cme295lab.simulator.broadcasting import common_shape, lifted, result
 from cme295lab.simulator.errors import KernelTypeError
@@ -124,7 +124,7 @@ def umulhi(m: Machine, x: Operand, y: Operand) -> Block:
 
 @native("where")
 def where(m: Machine, condition: Operand, x: Operand, y: Operand) -> Operand:
-    return arithmetic.where(m, condition, x, y)
+    return selection.where(m, condition, x, y)
 
 
 @native("softmax", method=True)

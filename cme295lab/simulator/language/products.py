@@ -10,12 +10,13 @@ import torch
 
 from cme295lab.simulator import dtypes
 from cme295lab.simulator.broadcasting import result
+from cme295lab.simulator.deferred import Source, has_rows, is_deferred, is_pending, record, source, written_out
 from cme295lab.simulator.dtypes import DType
 from cme295lab.simulator.errors import KernelTypeError
 from cme295lab.simulator.language.registry import native
 from cme295lab.simulator.machine import Machine
 from cme295lab.simulator.programs import Array
-from cme295lab.simulator.sharing import SharedBlock
+from cme295lab.simulator.tape import Step
 from cme295lab.simulator.values import Block, require_block
 
 _TF32_LOST_BITS = 13
@@ -37,17 +38,17 @@ def dot(
     _check_types(input.dtype, other.dtype)
     shape = _result_shape(input, other, acc)
     out = _result_type(input.dtype, acc, out_dtype)
-    left, right = _operands(m, input, other, input_precision)
     flops = 2 * math.prod(shape) * input.shape[-1] * m.num_active
     m.counters.count_dot(flops, _number_format(input.dtype, input_precision, allow_tf32))
     if acc is not None and acc.temporary and acc.dtype == out:
         m.temporary_bytes -= acc.block_bytes  # the product is added to it where it stands
-    if acc is not None and acc.dtype == out == dtypes.float32 and len(shape) == 2:
-        product = _accumulated(m, acc, left, right)
-        if product is not None:
-            return result(m, product, out, shape)
-    product = _matmul(left, right).reshape(-1, *shape)
-    if acc is not None and not _is_zero(acc):
+    if acc is not None and _is_zero(m, acc):
+        acc = None
+    if input.dtype.is_float and is_deferred(m, input, other, *([] if acc is None else [acc])):
+        return _dot_later(m, input, other, acc, input_precision, out, shape)
+    left, right = (_wide(x.full(m.active), input_precision) for x in (input, other))
+    product = torch.matmul(left, right).reshape(-1, *shape)
+    if acc is not None:
         previous: Any = acc.data(m.active)
         product = product + (
             torch.from_numpy(np.ascontiguousarray(previous)) if isinstance(previous, np.ndarray) else previous
@@ -106,15 +107,6 @@ def _result_shape(a: Block, b: Block, acc: Block | None) -> tuple[int, ...]:
     return shape
 
 
-def _operands(m: Machine, a: Block, b: Block, precision: str | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Both operands, widened; where programs share the second one, the first ones of a run are stacked on it."""
-    left = _wide(a.full(m.active), precision)
-    if isinstance(b, SharedBlock) and b.programs is m.active and left.dim() == 3 and left.shape[0] == m.num_active:
-        stacked = left.reshape(b.shared.shape[0], -1, left.shape[-1])
-        return stacked, _wide(b.shared, precision)
-    return left, _wide(b.full(m.active), precision)
-
-
 def _wide(data: Array, precision: str | None) -> torch.Tensor:
     """An operand in a type whose products are exact: float32 for floats up to 32 bits, float64 for integers."""
     if isinstance(data, np.ndarray):
@@ -134,29 +126,86 @@ def _round_to_tf32(x: torch.Tensor) -> torch.Tensor:
     return torch.where(torch.isfinite(x), rounded.view(torch.float32), x)
 
 
-def _matmul(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    if a.dim() == 3 and a.shape[0] == b.shape[0]:
-        return torch.bmm(a, b)
-    if (
-        a.dim() == 3 and b.shape[0] == 1 and a.is_contiguous()
-    ):  # one right operand for all programs: a single tall product
-        return (a.reshape(-1, a.shape[-1]) @ b[0]).view(a.shape[0], a.shape[1], b.shape[-1])
-    return torch.matmul(a, b)
+def _is_zero(m: Machine, acc: Block) -> bool:
+    """Whether an accumulator is zero, the same everywhere, so that nothing need be added to it."""
+    if is_pending(acc, m) or len(acc.arrays) > 1:
+        return False
+    array = acc.arrays[0].reshape(-1)
+    return len(array) == 1 and not array[0]
 
 
-def _accumulated(m: Machine, acc: Block, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor | None:
-    """Add the product to an accumulator that nobody else holds, in place."""
-    held = acc.arrays[0]
-    if acc.exposed or not (acc.temporary or acc.expiring) or acc.programs is not m.active:
-        return None
-    if not isinstance(held, torch.Tensor) or a.shape[0] != b.shape[0]:
-        return None
-    if held.numel() != a.shape[0] * a.shape[1] * b.shape[2] or not held.is_contiguous():
-        return None
-    held.view(a.shape[0], a.shape[1], b.shape[2]).baddbmm_(a, b)
-    return held
+def _dot_later(
+    m: Machine, input: Block, other: Block, acc: Block | None, precision: str | None, out: DType, shape: tuple[int, ...]
+) -> Block:
+    """Write the product of floats down on the tape; where programs share the second operand, the first ones of a run
+    are stacked on it when it is done."""
+    rank = len(shape)
+    sources = [_wide_source(m, source(m, x, rank), precision) for x in (input, other)]
+    if acc is not None:
+        sources.append(source(m, acc, rank))
+    runs = {x.repeats if isinstance(x, Step) else 1 for x in sources if has_rows(x)}
+    repeats = runs.pop() if len(runs) == 1 else 1
+    if repeats == 1:
+        sources = [x if i == 1 and rank == 2 else written_out(m, x) for i, x in enumerate(sources)]
+    multiply = _multiply_matrices if rank == 2 and out.primitive_bitwidth >= 32 else _multiply
+
+    inner = input.shape[-1]  # the step must not keep the block itself
+
+    def run(rows: slice, result: torch.Tensor | None, *operands: torch.Tensor) -> torch.Tensor:
+        return multiply((rows.stop - rows.start, *shape), inner, out, result, *operands)
+
+    return record(m, run, sources, shape, out, shape, overwrites=() if acc is None else (2,), repeats=repeats)
 
 
-def _is_zero(acc: Block) -> bool:
-    array = acc.arrays[0]
-    return len(acc.arrays) == 1 and len(array.reshape(-1)) == 1 and not array.reshape(-1)[0]
+def _wide_source(m: Machine, x: Source, precision: str | None) -> Source:
+    """An operand in a type whose products are exact; converted once, however many products it is in."""
+    if isinstance(x, torch.Tensor):
+        return _wide(x, precision)
+    assert isinstance(x, Step)
+    if x.dtype.is_fp64() or (x.dtype.is_fp32() and precision != "tf32"):
+        return x
+    if x.wide is None or x.wide[0] != m.tape.times_played:
+        if x.view and x.inputs:
+            inner = _wide_source(m, x.inputs[0], precision)
+            step = Step(x.function, [inner], x.size, dtypes.float32, repeats=x.repeats, view=True)
+        else:
+            step = Step(lambda rows, out, data: _wide(data, precision), [x], x.size, dtypes.float32, repeats=x.repeats)
+        x.wide = (m.tape.times_played, m.tape.append(step, m.active))
+    return x.wide[1]
+
+
+def _multiply_matrices(
+    shape: tuple[int, ...], inner: int, dtype: DType, result: torch.Tensor | None,
+    left: torch.Tensor, right: torch.Tensor, previous: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """Products of two matrices per program, added to what was there before; `shape` begins with the number of
+    programs."""
+    count, height, width = shape
+    left = left.expand(-1, height, inner)
+    right = right.expand(-1, inner, width)
+    if left.shape[0] == 1 < right.shape[0]:
+        left = left.expand(right.shape[0], -1, -1)
+    if left.shape[0] < count:  # only the accumulators differ between programs
+        left = left.expand(count, -1, -1)
+    left = left.reshape(right.shape[0], -1, inner)
+    if result is None or not result.is_contiguous():
+        result = torch.empty(shape, dtype=dtype.torch)
+    product = result.view(left.shape[0], left.shape[1], width)
+    if previous is None:
+        torch.bmm(left, right, out=product)
+    elif previous is result:
+        product.baddbmm_(left, right)
+    else:
+        torch.baddbmm(previous.expand(shape).reshape(product.shape), left, right, out=product)
+    return result
+
+
+def _multiply(
+    shape: tuple[int, ...], inner: int, dtype: DType, result: torch.Tensor | None,
+    left: torch.Tensor, right: torch.Tensor, previous: torch.Tensor | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """The same for any rank and type of the result."""
+    product = torch.matmul(left.expand(-1, *shape[1:-1], inner), right.expand(-1, *shape[1:-2], inner, shape[-1]))
+    if previous is not None:
+        product = product + previous.to(product.dtype)
+    return product.expand(shape).to(dtype.torch)

@@ -10,11 +10,13 @@ import torch
 
 from cme295lab.simulator import casts, dtypes
 from cme295lab.simulator.broadcasting import result
+from cme295lab.simulator.deferred import is_deferred, record, size_of, source
 from cme295lab.simulator.dtypes import DType
 from cme295lab.simulator.errors import KernelTypeError
 from cme295lab.simulator.language.registry import native
 from cme295lab.simulator.language.shapes import expand_dims, reshape
 from cme295lab.simulator.machine import Machine
+from cme295lab.simulator.tape import Step
 from cme295lab.simulator.values import Block
 
 
@@ -42,7 +44,8 @@ def _written_out(m: Machine, x: Block, axis: int) -> Any:
 def _finish(
     m: Machine, data: Any, dtype: DType, x: Block, axis: int, keep_dims: bool, original_rank: int | None
 ) -> Block:
-    block = result(m, data, dtype, (*x.shape[:axis], *x.shape[axis + 1 :]))
+    shape = (*x.shape[:axis], *x.shape[axis + 1 :])
+    block = data if isinstance(data, Block) else result(m, data, dtype, shape)
     if not keep_dims:
         return block
     if original_rank is None:
@@ -58,14 +61,39 @@ def sum_(
     if dtype is None and not target.is_float and target.primitive_bitwidth < 32:
         target = dtypes.int32 if target.is_int_signed() else dtypes.uint32
     x, at = _along(m, casts.cast(m, input, target), axis, "tl.sum")
+    if target.is_float and is_deferred(m, x):
+        m.count_float_ops(x.num_elements)
+        return _finish(m, _later(m, x, at, _total), target, x, at, keep_dims, _rank(input, axis))
     data = _written_out(m, x, at)
     if not target.is_float:
         return _finish(
             m, np.add.reduce(data, axis=at + 1, dtype=target.numpy), target, x, at, keep_dims, _rank(input, axis)
         )
     m.count_float_ops(x.num_elements)
-    total = data.sum(at + 1) if target.primitive_bitwidth >= 32 else _pairwise_sum(data, at + 1)
+    total = _total(data, at + 1, None)
     return _finish(m, total, target, x, at, keep_dims, _rank(input, axis))
+
+
+def _total(data: torch.Tensor, axis: int, out: torch.Tensor | None) -> torch.Tensor:
+    return torch.sum(data, axis, out=out) if data.dtype.itemsize >= 4 else _pairwise_sum(data, axis)
+
+
+def _later(
+    m: Machine, x: Block, axis: int, reduce: Callable[[torch.Tensor, int, torch.Tensor | None], torch.Tensor]
+) -> Block:
+    """Write the reduction of a block of floats down on the tape."""
+    operand = source(m, x, len(x.shape))
+    length, size = x.shape[axis], size_of(operand)
+    axes = [-1] * (len(size) + 1)
+    axes[axis + 1] = length
+
+    def run(rows: slice, out: torch.Tensor | None, data: torch.Tensor) -> torch.Tensor:
+        return reduce(data if data.shape[axis + 1] == length else data.expand(axes), axis + 1, out)
+
+    return record(
+        m, run, [operand], (*size[:axis], *size[axis + 1 :]), x.dtype, (*x.shape[:axis], *x.shape[axis + 1 :]),
+        repeats=operand.repeats if isinstance(operand, Step) else 1,
+    )  # fmt: skip
 
 
 def _rank(x: Block, axis: int | None) -> int | None:
@@ -83,23 +111,34 @@ def _pairwise_sum(data: torch.Tensor, axis: int) -> torch.Tensor:
     return data.squeeze(axis)
 
 
+def _largest(data: torch.Tensor, axis: int, out: torch.Tensor | None) -> torch.Tensor:
+    """The maximum; Triton's drops a NaN beside a number, torch's keeps it."""
+    found = torch.amax(data, axis, out=out)
+    if not torch.isnan(found).any():
+        return found
+    missing = torch.isnan(data)
+    return torch.where(missing.all(axis), found, data.masked_fill(missing, float("-inf")).amax(axis))
+
+
+def _smallest(data: torch.Tensor, axis: int, out: torch.Tensor | None) -> torch.Tensor:
+    return -_largest(-data, axis, None)
+
+
 def _extreme(m: Machine, input: Block, axis: int | None, keep_dims: bool, largest: bool, what: str) -> Block:
     x = input
     if x.dtype.primitive_bitwidth < 32:
         x = casts.cast(m, x, dtypes.float32 if x.dtype.is_float else dtypes.int32)
     x, at = _along(m, x, axis, what)
+    if x.dtype.is_float and is_deferred(m, x):
+        m.count_float_ops(x.num_elements)
+        reduce = _largest if largest else _smallest
+        return _finish(m, _later(m, x, at, reduce), x.dtype, x, at, keep_dims, _rank(input, axis))
     data = _written_out(m, x, at)
     if isinstance(data, np.ndarray):
         found: Any = (np.maximum if largest else np.minimum).reduce(data, axis=at + 1)
         return _finish(m, found, x.dtype, x, at, keep_dims, _rank(input, axis))
     m.count_float_ops(x.num_elements)
-    found = data.amax(at + 1) if largest else data.amin(at + 1)
-    if torch.isnan(found).any():  # Triton's maximum drops a NaN beside a number; torch's keeps it
-        neutral = float("-inf") if largest else float("inf")
-        cleaned = torch.where(torch.isnan(data), neutral, data)
-        found = torch.where(
-            torch.isnan(data).all(at + 1), found, cleaned.amax(at + 1) if largest else cleaned.amin(at + 1)
-        )
+    found = (_largest if largest else _smallest)(data, at + 1, None)
     return _finish(m, found, x.dtype, x, at, keep_dims, _rank(input, axis))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,10 +12,10 @@ import torch
 from cme295lab.simulator import arithmetic
 from cme295lab.simulator.arithmetic import Operand
 from cme295lab.simulator.broadcasting import common_shape, lifted, result, sharing
+from cme295lab.simulator.deferred import is_pending, viewed
 from cme295lab.simulator.errors import KernelTypeError
 from cme295lab.simulator.language.registry import native
 from cme295lab.simulator.machine import Machine
-from cme295lab.simulator.sharing import SharedBlock
 from cme295lab.simulator.values import Block, Pointer, require_block, scalar
 
 
@@ -29,6 +30,10 @@ def expand_dims(m: Machine, input: Operand, axis: int | Sequence[int]) -> Block:
     axes = [axis] if isinstance(axis, int) else list(axis)
     for a in sorted(n % (len(block.shape) + len(axes)) for n in axes):
         shape = (*block.shape[:a], 1, *block.shape[a:])
+        if is_pending(block, m):
+            size = (*block.step.size[:a], 1, *block.step.size[a:])
+            block = viewed(m, block, functools.partial(torch.unsqueeze, dim=a + 1), size, shape)
+            continue
         block = block.viewed([_expanded(t, a + 1) for t in block.terms(m.active)], shape, m.active)
     return block
 
@@ -44,6 +49,9 @@ def broadcast_to(m: Machine, input: Operand, *shape: Any) -> Block:
     missing = len(target) - len(block.shape)
     if missing < 0 or any(n not in (1, t) for n, t in zip(block.shape, target[missing:], strict=True)):
         raise KernelTypeError(f"cannot broadcast a block of shape {block.shape} to {target}")
+    if is_pending(block, m):
+        size = (1,) * missing + block.step.size
+        return viewed(m, block, lambda t: lifted(t, len(target)), size, target)
     return block.viewed([lifted(t, len(target)) for t in block.terms(m.active)], target, m.active)
 
 
@@ -63,8 +71,9 @@ def permute(m: Machine, input: Operand, *dims: Any) -> Block:
             f"trans: {tuple(order)} is not an order of the {rank} axes of a block of shape {block.shape}"
         )
     axes = [0, *(d + 1 for d in order)]
-    if isinstance(block, SharedBlock) and block.programs is m.active:
-        return block.permuted(axes, tuple(block.shape[d] for d in order))
+    if is_pending(block, m):
+        size = tuple(block.step.size[d] for d in order)
+        return viewed(m, block, lambda t: t.permute(axes), size, tuple(block.shape[d] for d in order))
     arrays = [t.permute(axes) if isinstance(t, torch.Tensor) else t.transpose(axes) for t in block.terms(m.active)]
     return block.viewed(list(arrays), tuple(block.shape[d] for d in order), m.active)
 
@@ -80,6 +89,9 @@ def reshape(m: Machine, input: Operand, *shape: Any, can_reorder: bool = False) 
     if isinstance(block, Pointer):
         address = np.broadcast_to(np.asarray(block.data(m.active)), (block.data(m.active).shape[0], *block.shape))
         return block.viewed([address.reshape(address.shape[0], *target)], target, m.active)
+    if is_pending(block, m):
+        shape_before = block.shape
+        return viewed(m, block, lambda t: t.expand(-1, *shape_before).reshape(-1, *target), target, target)
     full = block.full(m.active)
     return block.viewed([full.reshape((full.shape[0], *target))], target, m.active)
 

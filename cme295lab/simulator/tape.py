@@ -1,0 +1,179 @@
+"""Floating-point work of a batch: written down while the kernel is interpreted, done later, some programs at a time.
+
+Interpreting a statement costs the same for one program as for a thousand, so a batch should be large; but a pass over
+a large block moves data that no cache holds. So the two are taken apart. Operations on floats of many programs become
+`Step`s on a tape. When somebody needs a value (or the batch ends) the tape is played: for a chunk of programs whose
+blocks fit the cache, all steps one after the other, then for the next chunk. Only values that are still needed
+afterwards are written out for all programs, and chunks are spread over PyTorch's threads.
+
+Everything that decides something happens while the step is written down: types, shapes, bounds, counts, errors.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from cme295lab.simulator.dtypes import DType
+from cme295lab.simulator.player import play
+from cme295lab.simulator.programs import Array, ProgramSet, Selector
+from cme295lab.simulator.values import Block
+
+CHUNK_ELEMENTS = 1 << 20  # of the largest block in a chunk: a few such blocks fit a core's level-2 cache
+
+Function = Callable[..., torch.Tensor | None]  # (rows of the chunk, memory for the result or None, *inputs)
+
+
+class Step:
+    """One operation for all programs of a set.
+
+    `size` are the lengths of the result's block axes as stored (1: the same all along the axis). `repeats`: that many
+    consecutive programs share one row. `view`: the result has memory in common with the first input. `overwrites`:
+    inputs whose place the result may take when nobody needs them any more. `loads` and `stores` name the memory that
+    is read or written. Set later: `first` and `count`, the programs for which it is done; `blocks`, who holds the
+    value, and `tensor`, the value itself if it was kept; `wide`, the same in a type that products are exact in;
+    `reads_in_place`, whether a load gives a view of the user's memory, and `tiles_in_line`, how many programs'
+    tiles lie at equal distances there.
+    """
+
+    __slots__ = (
+        "function", "inputs", "size", "dtype", "repeats", "view", "overwrites", "loads", "stores", "root", "blocks",
+        "tensor", "num_elements", "wide", "first", "count", "tiles_in_line", "reads_in_place",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        function: Function,
+        inputs: Sequence[Any],
+        size: tuple[int, ...],
+        dtype: DType,
+        *,
+        repeats: int = 1,
+        view: bool = False,
+        overwrites: Sequence[int] = (),
+        loads: int | None = None,
+        stores: int | None = None,
+    ) -> None:
+        self.function = function
+        self.inputs = inputs
+        self.size = size
+        self.dtype = dtype
+        self.repeats = repeats
+        self.view = view
+        self.overwrites = overwrites
+        self.loads = loads
+        self.stores = stores
+        self.root: Step = inputs[0].root if view else self
+        self.blocks: list[weakref.ref[PendingBlock]] = []
+        self.first = self.count = 0
+        self.tiles_in_line = 0
+        self.reads_in_place = False
+        self.tensor: torch.Tensor | None = None
+        self.num_elements = math.prod(size) // repeats
+        self.wide: tuple[int, Step] | None = None
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether a block still holds the value."""
+        return any(block() is not None for block in self.blocks)
+
+
+class PendingBlock(Block):
+    """A block whose numbers are computed when somebody asks for them."""
+
+    __slots__ = ("step", "tape", "_arrays", "__weakref__")
+    _arrays: list[Array]
+
+    def __init__(self, step: Step, tape: Tape, shape: tuple[int, ...], programs: ProgramSet) -> None:
+        super().__init__([], step.dtype, shape, programs, is_view=step.view)
+        self.step = step
+        self.tape = tape
+        self.exposed = True
+        step.blocks.append(weakref.ref(self))
+
+    @property
+    def arrays(self) -> list[Array]:  # type: ignore[override]
+        """One row per program."""
+        if not self._arrays:
+            if self.step.tensor is None:
+                self.tape.play()
+            assert self.step.tensor is not None
+            self._arrays = [spread(self.step.tensor, self.step.repeats)[: len(self.programs)]]
+        return self._arrays
+
+    @arrays.setter
+    def arrays(self, value: list[Array]) -> None:
+        self._arrays = value
+
+    def restricted(self, programs: ProgramSet, selector: Selector, *, copy: bool = False) -> Block:
+        step = self.step
+        if step.tensor is not None or step.repeats > 1 or not isinstance(selector, slice):
+            return super().restricted(programs, selector, copy=copy)
+        if copy:
+            rest = slice(selector.start, selector.stop)
+            step = Step(_copied, [step], step.size, step.dtype)
+            self.tape.append(step, self.programs, rest)
+        elif selector.start:
+            return super().restricted(programs, selector)
+        block = PendingBlock(step, self.tape, self.shape, programs)
+        block.temporary = False
+        return block
+
+
+def _copied(rows: slice, out: torch.Tensor | None, data: torch.Tensor) -> torch.Tensor:
+    return data.clone() if out is None else out.copy_(data)
+
+
+def spread(tensor: torch.Tensor, repeats: int) -> torch.Tensor:
+    """Rows that `repeats` programs share, once for each of them."""
+    return tensor if repeats == 1 else tensor.repeat_interleave(repeats, 0)
+
+
+class Tape:
+    """The steps that have been written down and not done yet: all for the same programs, or for fewer and fewer of
+    them, always the first ones."""
+
+    def __init__(self, chunk_elements: int = CHUNK_ELEMENTS) -> None:
+        self.chunk_elements = chunk_elements
+        self.steps: list[Step] = []
+        self.times_played = 0
+        self.programs: ProgramSet | None = None
+        self._loaded: set[int] = set()
+        self._stored: set[int] = set()
+
+    def append(self, step: Step, programs: ProgramSet, rows: slice | None = None) -> Step:
+        """Write a step down, for programs or for some rows of them; steps for others are done first."""
+        if self.programs is not programs.first_of:
+            self.play()
+            self.programs = programs.first_of
+        step.first, stop = (0, len(programs)) if rows is None else (rows.start, rows.stop)
+        step.count = stop - step.first
+        self.steps.append(step)
+        if step.loads is not None:
+            self._loaded.add(step.loads)
+        if step.stores is not None:
+            self._stored.add(step.stores)
+        return step
+
+    def before_load(self, memory: int) -> None:
+        """To be called before memory is read at once: what is to be stored there must be there."""
+        if memory in self._stored:
+            self.play()
+
+    def before_store(self, memory: int) -> None:
+        """To be called before memory is written at once: what is to be read from there must have been read."""
+        if memory in self._stored or memory in self._loaded:
+            self.play()
+
+    def play(self, *, finish: bool = False) -> None:
+        """Do all steps; with finish=True nobody needs a value any more, only what is stored counts."""
+        steps, self.steps, self.programs = self.steps, [], None
+        self.times_played += 1
+        self._loaded.clear()
+        self._stored.clear()
+        if steps:
+            play(steps, self.chunk_elements, set() if finish else {s for s in steps if s.is_wanted})
