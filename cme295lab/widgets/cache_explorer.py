@@ -188,7 +188,7 @@ def _text_of(name: str, choice: int) -> str:
     if name == "l2_kib":
         return format_bytes(choice * KiB, binary=True)
     if name == "group":
-        return "1 (row by row)" if choice == 1 else f"{choice} rows"
+        return "1 row" if choice == 1 else f"{choice} rows"
     return f"{choice} × {choice}" if name == "tiles" else f"{choice}"
 
 

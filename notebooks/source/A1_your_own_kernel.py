@@ -92,9 +92,9 @@ def count(kernel, grid, *arguments, **constants):
 # %% tags=["nbval-check-output"]
 def print_accesses(launch):
     """Each load and store: bytes asked for, bytes of the sectors that move."""
-    for access in launch.accesses:
-        asked, moved = units.format_bytes(access.requested_bytes), units.format_bytes(access.moved_bytes)
-        print(f"{access.kind:5} {asked:>8} asked {moved:>8} moved {access.sector_efficiency:>5.0%}   {access.source}")
+    for a in launch.accesses:
+        asked, moved = units.format_bytes(a.requested_bytes), units.format_bytes(a.moved_bytes)
+        print(f"{a.kind:5} {asked:>6} asked {moved:>7} moved {a.sector_efficiency:>4.0%} {a.source}")
 
 
 N = 512
@@ -127,13 +127,13 @@ assert torch.equal(y, x.T)
 print_accesses(by_tiles)
 
 # %%
-bars = {"asked for": "requested_bytes", "to and from L2": "sector_bytes", "to and from DRAM": "dram_bytes"}
 launches = {"by rows": by_rows, "by tiles": by_tiles}
-traffic_bars(
-    {level: {name: getattr(launch, field) for name, launch in launches.items()} for level, field in bars.items()},
-    title=f"Transpose of a {N} × {N} float16 matrix",
-    axis="bytes",
-)
+bars = {
+    "asked for": {name: launch.requested_bytes for name, launch in launches.items()},
+    "to and from L2": {name: launch.sector_bytes for name, launch in launches.items()},
+    "to and from DRAM": {name: launch.dram_bytes for name, launch in launches.items()},
+}
+traffic_bars(bars, title=f"Transpose of a {N} × {N} float16 matrix", axis="bytes")
 
 # %% [markdown]
 # Three levels, three answers. *Asked for*: the same. *Between the programs and L2*: the rows need 8.5 times more.
@@ -177,7 +177,8 @@ def softmax_one_pass(x_ptr, y_ptr, num_cols, BLOCK: tl.constexpr):
 x = torch.randn(512, 4096)
 y = torch.empty_like(x)
 passes = {}
-for name, kernel, block in (("three passes", softmax_three_passes, 1024), ("one pass", softmax_one_pass, 4096)):
+for name, kernel in (("three passes", softmax_three_passes), ("one pass", softmax_one_pass)):
+    block = 1024 if name == "three passes" else 4096
     passes[name] = launch = count(kernel, (512,), x, y, 4096, BLOCK=block)
     assert torch.allclose(y, x.softmax(-1), atol=1e-6)
     requested, dram = launch.requested_bytes / x.numel(), launch.dram_bytes / x.numel()
@@ -228,7 +229,7 @@ def matmul(a_ptr, b_ptr, c_ptr, n, inner, BLOCK: tl.constexpr, GROUP: tl.constex
     tl.store(c_ptr + rows[:, None] * n + cols[None, :], acc.to(tl.float16))
 
 # %% [markdown]
-# To see a difference, $A$ and $B$ must not fit into L2. On an A100 that begins at 4,600 × 4,600, too much for a CPU to
+# To see a difference, $A$ and $B$ must not fit into L2. On an A100 that begins at 3,240 × 3,240, too much for a CPU to
 # multiply for fun. So we shrink both: smaller matrices, and an A100 whose L2 has 1 MiB instead of 40. It runs one
 # program per SM, 108 at a time, as a kernel with large tiles would.
 
@@ -246,10 +247,8 @@ for group in (1, 2, 4, 8, 16):
     print(f"groups of {group:<3} {asked:>9} {done:>12} {units.format_bytes(read):>14}")
 
 # %%
-smallest = dict.fromkeys(ordered, 2 * 2 * N * INNER)
-traffic_bars(
-    {"from DRAM": ordered, "A and B once": smallest}, title="A and B, by order of the programs", axis="bytes read"
-)
+bars = {"from DRAM": ordered, "A and B once": dict.fromkeys(ordered, 2 * 2 * N * INNER)}
+traffic_bars(bars, title="A and B, by order of the programs", axis="bytes read")
 
 # %% [markdown]
 # Programs that run at the same time share what they read. 108 programs in a row of 64 tiles need 2 rows of $A$ and
@@ -352,7 +351,7 @@ print(inside)
 # %%
 if HAS_COMPILER:
     for gpu in ("A100", "H100"):
-        print(simulator.compile_report(matmul, a, b, c, N, INNER, device=gpu, BLOCK=64, GROUP=8), end="\n\n")
+        display(simulator.compile_report(matmul, a, b, c, N, INNER, device=gpu, BLOCK=64, GROUP=8))
 else:
     print("No Triton compiler for this system: use Linux, WSL 2 or a container for this section")
 
@@ -369,8 +368,8 @@ if HAS_COMPILER:
         options = {"device": "A100", "num_warps": warps, "BLOCK": block, "GROUP": 8}
         report = simulator.compile_report(matmul, a, b, c, N, INNER, **options)
         shared = units.format_bytes(report.shared_bytes, binary=True)
-        print(f"tiles of {block}, {warps} warps: {report.registers} registers, {report.spill_bytes} B spilled", end="")
-        print(f", {shared} shared, {report.ctas_per_sm} per SM")
+        print(f"tiles of {block}, {warps} warps: {report.registers} registers, ", end="")
+        print(f"{report.spill_bytes} B spilled, {shared} shared, {report.ctas_per_sm} per SM")
         for warning in report.warnings:
             print("  -", warning)
 
