@@ -127,8 +127,8 @@ def judge_blocks(size: Size, got: Any) -> Outcome:
     if requested <= _SLACK * least:
         return Outcome(name="")
     difference = (
-        f"blocks {blocks} request {format_bytes(requested)}; blocks {best} fit too and request {format_bytes(least)}, "
-        f"{requested / least:.2f} times less"
+        f"blocks {blocks} request {format_bytes(requested)}, {requested / least:.2f} times as much as blocks {best}, "
+        f"which fit too: {format_bytes(least)}"
     )
     return Outcome(name="", kind=Kind.TOO_MUCH_TRAFFIC, difference=difference, cause=_too_small(size, blocks, best))
 
