@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,3 +79,28 @@ class UnsupportedFeatureError(SimulatorError):
 
 class KernelTypeError(SimulatorError):
     """Operands have types or shapes that Triton does not combine."""
+
+
+_RUNS_THE_KERNEL = frozenset(
+    ["interpreter.py", "expressions.py", "names.py", "registry.py", "frontend.py", "aggregates.py"]
+)
+_COMPILE_TIME = frozenset(["_numbers", "compare_constants"])  # arithmetic of Python's own
+
+
+def explained(error: Exception) -> SimulatorError:
+    """A Python error that came up while a kernel ran, as an error with a place.
+
+    If it was raised where the simulator does for the kernel what Python would do (an operation on compile-time values,
+    a call with the wrong keywords, a compile-time function), the kernel is wrong. Anywhere else the simulator is, or it
+    was given an argument that it should have refused.
+    """
+    text = f"{type(error).__name__}: {error}"
+    folder = Path(__file__).parent
+    own = [f for f in traceback.extract_tb(error.__traceback__) if folder in Path(f.filename).parents]
+    if own and (Path(own[-1].filename).name in _RUNS_THE_KERNEL or own[-1].name in _COMPILE_TIME):
+        return SimulatorError(text)
+    where = f" in {Path(own[-1].filename).name}, line {own[-1].lineno}" if own else ""
+    return SimulatorError(
+        f"internal error of the simulator{where} ({text}): check the types of the arguments in this line; "
+        "if they are what Triton expects, the kernel is right and the simulator is wrong"
+    )

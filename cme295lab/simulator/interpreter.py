@@ -18,7 +18,7 @@ from cme295lab.simulator import dtypes, frontend
 from cme295lab.simulator.aggregates import AggregateType
 from cme295lab.simulator.divergence import EMPTY, Group, Leaving, Variables, reconverge
 from cme295lab.simulator.dtypes import DType
-from cme295lab.simulator.errors import KernelTypeError, SimulatorError, UnsupportedFeatureError
+from cme295lab.simulator.errors import KernelTypeError, SimulatorError, UnsupportedFeatureError, explained
 from cme295lab.simulator.expressions import Expressions, handlers, keep, run_time_value
 from cme295lab.simulator.language import NATIVE, Builtin
 from cme295lab.simulator.machine import AssignEvent, Machine
@@ -99,8 +99,8 @@ class Interpreter(Expressions):
             raise error.locate(source.place(m.line)) from error.__cause__
         except RecursionError:
             raise SimulatorError(f"kernel {source.name!r} calls itself without end") from None
-        except (TypeError, ValueError, IndexError, AttributeError, ZeroDivisionError, RuntimeError) as error:
-            raise SimulatorError(f"{type(error).__name__}: {error}").locate(source.place(m.line)) from error
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RuntimeError) as error:
+            raise explained(error).locate(source.place(m.line)) from error
         finally:
             m.active, m.held_bytes, m.temporary_bytes = entry, held, temporary
             m.line, m.line_text, m.source = line, line_text, place

@@ -222,3 +222,33 @@ def test_prints(module_from, capsys):
     assert "size 3" in text
     assert "(1, 0, 0) pid 1" in text
     assert "[0 1 2 3 4 5 6 7]" in text
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("y = tl.sum(x, no_such_keyword=1)", "TypeError: "), ("y = (1, 2)[5]", "IndexError: "),
+        ("y = 1 // 0", "ZeroDivisionError: "), ("y = 'a' + 1", "TypeError: "), ("y = 'a' < 1", "TypeError: "),
+        ("y = failing(3)", "ValueError: found 3"),
+    ],
+)  # fmt: skip
+def test_mistakes_that_python_finds_are_the_kernel_s(module_from, body, message):
+    head = "@triton.constexpr_function\ndef failing(x):\n    raise ValueError(f'found {x}')\n"
+    with pytest.raises(SimulatorError) as caught:
+        run(module_from, body, head=head)
+    assert str(caught.value).startswith(message)
+    assert "internal error" not in str(caught.value)
+    assert "in kernel faulty_kernel, line" in str(caught.value)
+
+
+def test_a_failure_inside_the_simulator_is_called_so(module_from, monkeypatch):
+    def broken(*args):
+        raise IndexError("of our own making")
+
+    monkeypatch.setattr("cme295lab.simulator.language.reductions._written_out", broken)
+    with pytest.raises(SimulatorError) as caught:
+        run(module_from, "y = tl.xor_sum(lane)")
+    text = str(caught.value)
+    assert text.startswith("internal error of the simulator in reductions.py, line")
+    assert "(IndexError: of our own making)" in text
+    assert "--> y = tl.xor_sum(lane)" in text

@@ -39,6 +39,17 @@ def pair(a, u):
 
 
 @triton.jit
+def larger(a, i, b, j):
+    if_second = (b > a) | ((b == a) & (j < i))
+    return tl.where(if_second, b, a), tl.where(if_second, j, i)
+
+
+@triton.jit
+def total(a, b):
+    return a + b
+
+
+@triton.jit
 def kernel(scalars_ptr, ints_ptr, floats_ptr, scratch_ptr, counters_ptr, x_ptr):
     pid = tl.program_id(0)
     lane = tl.arange(0, 8)
@@ -62,13 +73,18 @@ TAIL = """
 class Writer:
     """Writes random statements."""
 
-    def __init__(self, seed):
+    def __init__(self, seed, *, everything=False):
+        self.everything = everything
         self.random = random.Random(seed)
         self.lines = []
         self.loops = 0
 
     def pick(self, *choices):
         return self.random.choice(choices)
+
+    def beyond_the_interpreter(self, *expressions):
+        """Expressions that Triton's interpreter does not take, or takes for something else than its compiler."""
+        return expressions if self.everything else ()
 
     def scalar(self, depth=2):
         if depth == 0 or self.random.random() < 0.3:
@@ -90,6 +106,12 @@ class Writer:
             f"(u + {s}) % 700", "(u * v) % 300", f"lane * ({s} & 15)", f"tl.where(u > v, u - 1, {s} + v)", "u >> 1",
             "tl.flip(v)", "tl.cumsum(u & 7, 0)", "tl.reshape(tl.trans(tl.reshape(v, [4, 2])), [8])",
             f"tl.load(x_ptr + ((u + lane) & 63), mask=u % 2 == {s} % 2, other=-7)",
+            *self.beyond_the_interpreter(
+                "tl.gather(u, (v + lane) & 7, 0)", "tl.cumsum(v & 7, 0, reverse=True)", "tl.histogram(v & 7, 8)",
+                "tl.associative_scan(u & 7, 0, total)", f"[w + ({s} & 3) for w in (u, v)][1]",
+                f"tl.where(0 <= lane < ({s} & 7), u, v)",
+                f"tl.load(tl.make_block_ptr(x_ptr, (64,), (1,), (({s} & 63) - 4,), (8,), (0,)), boundary_check=(0,))",
+            ),
             f"tl.load(x_ptr + lane, mask=lane < ({s} & 15), other=3)", "tl.maximum(u, v) - tl.min(u, 0)", "u",
         )  # fmt: skip
 
@@ -188,7 +210,7 @@ def check_equal(got, want, source):
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.integers(0, 10**6))
 def test_all_programs_at_once_do_what_one_at_a_time_does(module_from, seed):
-    source = Writer(seed).kernel()
+    source = Writer(seed, everything=True).kernel()
     kernel = module_from(source).kernel
     alone, counted = simulated(kernel, 1, counting=True, recording=True)
     for budget, reuse_from in ((1 << 20, 1), (1 << 20, 1024), (64, 1)):
