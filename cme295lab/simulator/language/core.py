@@ -207,7 +207,7 @@ def cast(
             raise KernelTypeError(f"a pointer can be converted to a 64-bit integer or another pointer, not to {dtype}")
         address = m.memory.address(m, block)
         return result(m, address != 0 if dtype.is_bool() else address.astype(dtype.numpy), dtype, block.shape)
-    if fp_downcast_rounding is not None:
+    if fp_downcast_rounding is not None and block.dtype != dtype:  # to its own type there is nothing to round
         narrower = dtype.is_float and block.dtype.is_float and dtype.primitive_bitwidth < block.dtype.primitive_bitwidth
         if fp_downcast_rounding not in ("rtne", "rtz") or not narrower:
             raise KernelTypeError(

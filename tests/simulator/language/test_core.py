@@ -94,3 +94,8 @@ def test_the_integer_type_of_a_width_is_what_a_sort_written_by_hand_asks_for(eva
     bits = evaluate("x.to(tl.core.get_int_dtype(bitwidth=x.dtype.primitive_bitwidth, signed=True), bitcast=True)", x=x)
     assert torch.equal(bits, x.view(torch.int32))
     assert evaluate("x.to(tl.core.get_int_dtype(16, signed=False))", x=torch.arange(2)).dtype == torch.uint16
+
+
+def test_a_rounding_mode_is_no_error_where_the_type_stays(evaluate):
+    x = torch.tensor([1.0, 1 / 3])
+    assert torch.equal(evaluate('x.to(x.dtype, fp_downcast_rounding="rtne")', x=x), x)
