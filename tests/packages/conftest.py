@@ -18,6 +18,15 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
+def last_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Autotuned kernels take the last configuration that their pruning keeps, instead of the first."""
+    from triton.runtime.autotuner import Autotuner
+
+    prune = Autotuner.prune_configs
+    monkeypatch.setattr(Autotuner, "prune_configs", lambda tuner, options: prune(tuner, options)[::-1])
+
+
+@pytest.fixture
 def table_says_what_ran(request: pytest.FixtureRequest, repository: Path) -> Callable[[Ledger], None]:
     """Checks a package's row; to be called by the last test of a file."""
 

@@ -125,6 +125,11 @@ def test_gla(function, dtype):
     )  # fmt: skip
 
 
+@pytest.mark.usefixtures("last_configuration")
+def test_gla_with_another_configuration():
+    same(chunk_gla, lambda q, k, v, g: recurrence(q, k, v, scale=SCALE, decay=g)[0], *qkv(FP32), decays(WIDTH))
+
+
 def test_gla_of_sequences_of_different_lengths_one_after_another():
     bounds = [0, 5, 69, 70]
 

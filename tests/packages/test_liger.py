@@ -461,7 +461,10 @@ def test_embedding(dtype):
 
 
 @each_type
-def test_fused_moe(dtype):
+@pytest.mark.parametrize("configuration", ["first", "last"])
+def test_fused_moe(dtype, configuration, request):
+    if configuration == "last":
+        request.getfixturevalue("last_configuration")
     tokens, experts, top, hidden, inner = 13, 4, 2, 32, 48
     index = torch.stack([torch.randperm(experts)[:top] for _ in range(tokens)]).int()
 

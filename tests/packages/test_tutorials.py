@@ -137,7 +137,6 @@ def test_persistent_matrix_product_with_tensor_descriptors(dtype):
     assert_close(c, a.double() @ b.double().T, "persistent matmul", 64 if dtype == FP32 else None)
 
 
-@pytest.mark.xfail(raises=simulator.UnsupportedFeatureError, reason="tl.dot_scaled")
 def test_block_scaled_matrix_product():
     m, n, k = 32, 64, 64
     a, b = randn(m, k, grad=False).to(torch.float8_e4m3fn), randn(k, n, grad=False).to(torch.float8_e4m3fn)
