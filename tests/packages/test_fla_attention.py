@@ -41,7 +41,7 @@ from tests.packages.harness import Ledger, check, randn
 from tests.packages.recurrences import delta_rule, recurrence
 
 LEDGER = Ledger("fla-core", "linear attention, delta rules")
-BATCH, LENGTH, HEADS, WIDTH, VALUE = 1, 70, 2, 24, 40
+BATCH, LENGTH, HEADS, WIDTH, VALUE = 1, 67, 2, 24, 40
 SCALE = WIDTH**-0.5
 FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
 # Chunks are multiplied and inverted, then passed on: many roundings lie between input and output.
@@ -131,7 +131,7 @@ def test_gla_with_another_configuration():
 
 
 def test_gla_of_sequences_of_different_lengths_one_after_another():
-    bounds = [0, 5, 69, 70]
+    bounds = [0, 2, 66, 67]
 
     def reference(q, k, v, g):
         parts = [tuple(x[:, a:b] for x in (q, k, v, g)) for a, b in itertools.pairwise(bounds)]
