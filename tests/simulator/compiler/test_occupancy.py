@@ -15,6 +15,7 @@ from cme295lab.units import KiB
         (80, 128, 4, 0, 4, "registers"),  # 65536 / (128 x 32) = 16 warps
         (80, 172, 8, 0, 1, "registers"),  # 5632 a warp: 2 in each quarter of 16384
         (80, 168, 4, 0, 3, "registers"),  # 5376 a warp: 3 in each quarter, 12 warps
+        (80, 80, 1, 0, 24, "registers"),  # 2560 a warp: 6 in each quarter, though 25 would fit an undivided file
         (80, 33, 4, 0, 12, "registers"),  # rounded up to 40 registers: 12 warps in each quarter
         (80, 32, 4, 80 * KiB, 2, "shared memory"),  # 164 / (80 + 1)
         (80, 32, 4, 81 * KiB, 2, "shared memory"),

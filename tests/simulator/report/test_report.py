@@ -156,6 +156,7 @@ def test_launches_that_are_alike_are_summed():
     assert summed["flops"] == 3 * single["flops"]
     assert summed["sram_peak_bytes"] == single["sram_peak_bytes"]
     assert summed["roofline"]["time_s"] == pytest.approx(3 * single["roofline"]["time_s"])
+    assert [x["sram_bytes"] for x in summed["lines"]] == [x["sram_bytes"] for x in single["lines"]]
     assert [x["moved_bytes"] for x in summed["lines"]] == [3 * x["moved_bytes"] for x in single["lines"]]
     assert "3 launches summed" in str(three)
 
@@ -229,6 +230,13 @@ def test_another_device():
     assert report["roofline"]["time_s"] != t.roofline().time_s
     with pytest.raises(ValueError, match="H1OO"):
         t.report(device="H1OO")
+
+
+def test_the_cache_model_is_that_of_the_other_device():
+    t = launch_scale(n=1024 * 700)
+    assert t.report(compile=False).to_dict()["kernels"][0]["programs_at_a_time"] == 700  # all of them, on 108 SMs
+    small = t.report(device="T4", compile=False).to_dict()["kernels"][0]
+    assert small["programs_at_a_time"] == t.launches[0].cache("T4").num_slots < 700
 
 
 def test_problems():
