@@ -11,6 +11,8 @@ from cme295lab import simulator
 from cme295lab.simulator import SimulatorError
 from tests.simulator.compiler.kernels import copy_kernel, empty, matmul_kernel, matmul_report
 
+pytestmark = pytest.mark.needs_triton  # its compiler
+
 
 @triton.jit
 def broken_kernel(x_ptr, BLOCK: tl.constexpr):

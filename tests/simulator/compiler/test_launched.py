@@ -20,6 +20,7 @@ def launch_matmul(**options):
     return t.launches[0]
 
 
+@pytest.mark.needs_triton
 @pytest.mark.parametrize("device", ["A100", "H100", "B200"])
 def test_flops_of_an_iteration_are_those_counted(device):
     launch = launch_matmul()
@@ -28,6 +29,7 @@ def test_flops_of_an_iteration_are_those_counted(device):
     assert launch.compile_report(device).main_loop.flops_per_iteration == per_iteration
 
 
+@pytest.mark.needs_triton
 @pytest.mark.parametrize("device", ["A100", "H100", "B200"])
 def test_flops_of_an_iteration_of_attention_are_those_counted(device):
     q = torch.zeros(1, 2, 256, 64, dtype=torch.bfloat16)
@@ -41,6 +43,7 @@ def test_flops_of_an_iteration_of_attention_are_those_counted(device):
     assert report.spill_bytes == 0
 
 
+@pytest.mark.needs_triton
 def test_options_of_the_launch_are_the_defaults():
     launch = launch_matmul(num_warps=8, num_stages=2)
     report = launch.compile_report()
@@ -57,6 +60,7 @@ def tuned_kernel(x_ptr, n, BLOCK: tl.constexpr):
     tl.store(x_ptr + tl.program_id(0) * BLOCK + tl.arange(0, BLOCK), 1.0)
 
 
+@pytest.mark.needs_triton
 def test_options_of_the_autotuner_are_the_defaults():
     with simulator.trace() as t:
         tuned_kernel[lambda meta: (512 // meta["BLOCK"],)](torch.zeros(512), 512)
@@ -64,6 +68,7 @@ def test_options_of_the_autotuner_are_the_defaults():
     assert (report.num_warps, report.num_stages) == (2, 5)
 
 
+@pytest.mark.needs_triton
 def test_alignment_is_that_of_what_was_launched():
     x = torch.zeros(1025)
     with simulator.trace() as t:
@@ -82,6 +87,7 @@ def test_a_record_keeps_no_data_alive():
     assert [tuple(t.shape) for t in tensors] == [(128, 256), (256, 64), (128, 64)]
 
 
+@pytest.mark.needs_triton
 def test_the_report_feeds_the_cache_model():
     launch = launch_matmul()
     report = launch.compile_report()

@@ -12,6 +12,8 @@ from tests.simulator.compiler.kernels import (
     transpose_kernel,
 )
 
+pytestmark = pytest.mark.needs_triton  # its compiler
+
 
 def starting(report, text):
     """The warnings that start with a text."""

@@ -124,6 +124,7 @@ def test_the_html_stands_alone(attention):
     assert not re.search(r"(?<![-\w])(color|fill|background):\s*(black|white)", page)
 
 
+@pytest.mark.needs_triton
 def test_code_is_there_on_request():
     report = launch_scale().report()
     assert "SASS" not in report.html()
@@ -190,6 +191,7 @@ def test_sector_efficiency_by_line():
     assert "border-bottom:2px" not in launch_scale().report(compile=False).html()
 
 
+@pytest.mark.needs_triton
 def test_compile_facts():
     report = launch_scale(stride=8).report()
     compiled = report.to_dict()["kernels"][0]["compile"]
