@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import OrderedDict
 from dataclasses import dataclass, field
 
 import numpy as np
+
+from cme295lab.hardware import Device, get_device
 
 
 @dataclass
@@ -96,3 +99,8 @@ def requests_of(addresses: np.ndarray, lanes_per_request: int = 32) -> list[set[
     flat = addresses.reshape(-1).tolist()
     chunks = [flat[i : i + lanes_per_request] for i in range(0, len(flat), lanes_per_request)]
     return [{a // 32 for a in chunk if a >= 0} for chunk in chunks]
+
+
+def with_sms(num_sms: int) -> Device:
+    """A small GPU."""
+    return dataclasses.replace(get_device("A100"), name="small", num_sms=num_sms)
