@@ -12,7 +12,6 @@
 profile = "full"  # "fast": smaller sizes, for a quick look
 
 # %%
-import dataclasses
 import inspect
 
 import torch
@@ -22,9 +21,6 @@ from cme295lab.attention import SoftmaxState, flash_attention, io, merge, standa
 from cme295lab.attention import standard_attention_kernels, tiled_attention
 from cme295lab.widgets import RooflinePoint, TileWalk, TrafficExplorer
 from cme295lab.widgets import block_size_map, memory_hierarchy, roofline, traffic_bars
-
-import triton
-import triton.language as tl
 
 HAS_COMPILER = simulator.frontend.available()  # Triton itself, which has packages for Linux only
 torch.manual_seed(0)
@@ -171,6 +167,9 @@ for length in (256, 512, 1024):
 # the chip. This is the heart of `kernels/flash_attention.py`, the part that runs for every tile of keys:
 
 # %%
+import triton
+import triton.language as tl
+
 from cme295lab.kernels import flash_attention as kernels
 
 print(inspect.getsource(kernels.attend_block.fn))
@@ -286,7 +285,9 @@ traffic_bars(bars, title=f"forward and backward, one head, N = {LENGTH}")
 #
 # **Predict**, without a mask: how often is $K$ read from HBM if L2 is large? And if it is tiny?
 
-# %% tags=["nbval-check-output"]
+# %%
+import dataclasses
+
 long = [torch.randn(1, 1, 2048, 64).half() for _ in range(3)]
 small_gpu = dataclasses.replace(hardware.get_device("A100"), name="8 SMs", num_sms=8)
 read = {}
@@ -298,6 +299,8 @@ for name, causal in (("full", False), ("causal", True)):
     for kib in (64, 128, 256, 1024):
         cache = launch.cache(small_gpu, ctas_per_sm=1, l2_bytes=kib * units.KiB)
         read[name][f"L2 {kib} KiB"] = cache.tensors["k"].dram_read_bytes
+
+# %% tags=["nbval-check-output"]
 for where in read["full"]:
     times = (f"{name} {read[name][where] / long[1].nbytes:5.1f}" for name in read)
     print(f"K, {where:11} in times its size:  {'   '.join(times)}")
