@@ -37,7 +37,7 @@ def load(m: Machine, pointer: Operand, mask: Operand | None = None, other: Opera
         repeats = 1
         if access.mask is None:
             rows, repeats = access.rows.once_per_run()
-            access = replace(access, rows=rows)
+            access.rows = rows
         if later:
             return _load_later(m, access, repeats, fill)
         data = _load_rows(m, access, fill)

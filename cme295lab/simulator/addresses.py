@@ -7,7 +7,7 @@ Most blocks of addresses are rows: along one axis the offsets are 0, 1, 2, …, 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from cme295lab.simulator.values import Block, Pointer, scalar, sum_terms
 _MIN_ROW = 4
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Rows:
     """Addresses that are runs of `length` consecutive elements along block axis `axis` (counted with the program axis
     in front)."""
@@ -34,17 +34,17 @@ class Rows:
     offsets: np.ndarray | None = None  # (P,) what tells the programs' addresses apart, if it is one number for each
 
     def shortened(self, length: int) -> Rows:
-        return replace(self, length=length)
+        return Rows(self.axis, length, self.starts, self.offsets)
 
     def once_per_run(self) -> tuple[Rows, int]:
         """The rows of one program out of every run of programs that read the same, and the length of the runs."""
         length = 1 if self.offsets is None else run_length(self.offsets)
-        return (self, 1) if length == 1 else (replace(self, starts=self.starts[::length], offsets=None), length)
+        return (self, 1) if length == 1 else (Rows(self.axis, self.length, self.starts[::length]), length)
 
 
 def run_length(values: np.ndarray) -> int:
     """The length of the runs of equal values that an array consists of; 1 if they are not all equally long."""
-    changes = np.flatnonzero(np.diff(values)) + 1
+    changes = np.flatnonzero(values[1:] != values[:-1]) + 1
     length = int(changes[0]) if len(changes) else len(values)
     runs, rest = divmod(len(values), length)
     return length if not rest and np.array_equal(changes, np.arange(1, runs) * length) else 1
@@ -62,7 +62,7 @@ def find_rows(terms: list[Array], rank: int) -> Rows | None:
         if ramp.size != length or length < _MIN_ROW:
             continue
         flat = ramp.reshape(-1)
-        if flat[1] - flat[0] != 1 or not (np.diff(flat) == 1).all():
+        if flat[1] - flat[0] != 1 or not (flat[1:] - flat[:-1] == 1).all():
             continue
         starts = np.full((1,) * (rank + 1), flat[0], np.int64)
         for term in terms:
@@ -74,7 +74,7 @@ def find_rows(terms: list[Array], rank: int) -> Rows | None:
     return None
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Access:
     """One access, planned: addresses (as rows, or element by element), active lanes, shape."""
 

@@ -71,6 +71,7 @@ _COMPARE_INT = {
     "!=": np.not_equal,
 }
 _WORTH_REUSING = 1024  # elements; below that, allocating is cheaper than deciding
+_KEEPS_TYPE = frozenset(["+", "-", "*", "min", "max", "minnan", "maxnan", "<", "<=", ">", ">=", "==", "!="])
 _BITWISE = frozenset(["&", "|", "^", "<<", ">>"])
 
 
@@ -113,6 +114,8 @@ def compare_constants(op: str, a: object, b: object) -> bool:
 
 def promoted(m: Machine, op: str, a: Operand, b: Operand) -> tuple[Operand, Operand, DType]:
     """Both operands in the type of the operation; Python numbers stay numbers (rounded to that type)."""
+    if isinstance(a, Block) and isinstance(b, Block) and a.dtype is b.dtype and op in _KEEPS_TYPE:
+        return a, b, a.dtype
     a_type = a.dtype if isinstance(a, Block) else dtypes.of_number(a)
     b_type = b.dtype if isinstance(b, Block) else dtypes.of_number(b)
     if a_type == b_type and op != "/":
@@ -209,10 +212,7 @@ def _float_binary(m: Machine, op: str, a: Operand, b: Operand, dtype: DType, sha
 
 
 def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for n in shape:
-        size *= n
-    return size
+    return math.prod(shape)
 
 
 def _int_binary(m: Machine, op: str, a: Block, b: Block, dtype: DType, shape: tuple[int, ...]) -> Block:

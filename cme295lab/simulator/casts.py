@@ -11,7 +11,7 @@ from cme295lab.simulator.dtypes import DType, float32
 from cme295lab.simulator.errors import KernelTypeError
 from cme295lab.simulator.machine import Machine
 from cme295lab.simulator.programs import Array
-from cme295lab.simulator.tape import Step
+from cme295lab.simulator.steps import Step
 from cme295lab.simulator.values import Block, Pointer, as_torch
 
 

@@ -14,7 +14,9 @@ import torch
 from cme295lab.simulator.broadcasting import broadcast_sizes, lifted
 from cme295lab.simulator.dtypes import DType
 from cme295lab.simulator.machine import Machine
-from cme295lab.simulator.tape import Function, PendingBlock, Step, spread
+from cme295lab.simulator.programs import ProgramSet
+from cme295lab.simulator.steps import Function, Step
+from cme295lab.simulator.tape import PendingBlock, spread
 from cme295lab.simulator.values import Block, as_torch
 
 Source = Step | torch.Tensor | float
@@ -22,34 +24,36 @@ Source = Step | torch.Tensor | float
 
 def is_deferred(m: Machine, *operands: object) -> bool:
     """Whether an operation on these operands is one for the tape."""
-    if m.num_active == 1:
+    active = m.active
+    if active.size == 1:
         return False
-    return any(isinstance(x, Block) and (is_pending(x, m) or x.terms(m.active)[0].shape[0] > 1) for x in operands)
+    return any(isinstance(x, Block) and (is_pending(x, m) or x.terms(active)[0].shape[0] > 1) for x in operands)
 
 
 def is_pending(x: object, m: Machine) -> TypeGuard[PendingBlock]:
     """Whether a value is on the tape, or was when it was made, with a row for each program that is active."""
-    if not isinstance(x, PendingBlock):
+    if x.__class__ is not PendingBlock:
         return False
-    if x.programs is m.active:
-        return True
-    step = x.step
+    step: Step = x.step  # type: ignore[attr-defined]
+    programs: ProgramSet = x.programs  # type: ignore[attr-defined]
+    if programs is m.active:
+        return step.first == 0
     return (
-        step.first == 0
+        programs.first_of is m.active.first_of
+        and step.first == 0
         and step.repeats == 1
-        and x.programs.first_of is m.active.first_of
-        and len(x.programs) >= len(m.active)
+        and programs.size >= m.active.size
     )
 
 
-def source(m: Machine, x: Any, rank: int) -> Source:
+def source(m: Machine, x: Any, rank: int) -> Any:
     """An operand as the input of a step: at `rank` block axes, its memory safe from being overwritten."""
     if not isinstance(x, Block):
-        return x  # type: ignore[no-any-return]
+        return x
     if not is_pending(x, m):
         x.exposed = True
         return as_torch(lifted(x.data(m.active), rank))
-    step: Step = x.step
+    step = x.step
     missing = rank - len(step.size)
     return step if not missing else viewed_step(m, step, lambda t: lifted(t, rank), (1,) * missing + step.size)
 
@@ -86,7 +90,7 @@ def together(m: Machine, sources: Sequence[Source]) -> tuple[list[Source], int]:
 
 def has_rows(x: Source) -> bool:
     """Whether an input differs between programs."""
-    return isinstance(x, Step) or (isinstance(x, torch.Tensor) and x.shape[0] > 1)
+    return x.__class__ is Step or (isinstance(x, torch.Tensor) and x.shape[0] > 1)
 
 
 def written_out(m: Machine, x: Source) -> Source:
@@ -118,12 +122,25 @@ def elementwise(
 ) -> Block:
     """An operation that PyTorch has element by element, with an `out` argument."""
     rank = len(shape)
-    sources, repeats = together(m, [source(m, x, rank) for x in operands])
-    size: tuple[int, ...] = (1,) * rank
-    for x in sources:
-        if not isinstance(x, float | int):
-            size = broadcast_sizes(size, size_of(x))
-    return record(
-        m, lambda rows, out, *args: function(*args, out=out), sources, size, dtype, shape,
-        overwrites=range(len(sources)), repeats=repeats,
-    )  # fmt: skip
+    sources: list[Any] = []
+    size: tuple[int, ...] = ()
+    repeats = 0  # none known yet
+    for x in operands:
+        x = source(m, x, rank)
+        sources.append(x)
+        if x.__class__ is Step:
+            itself, shared = x.size, x.repeats
+        elif isinstance(x, torch.Tensor):
+            itself, shared = tuple(x.shape[1:]), 1 if x.shape[0] > 1 else repeats
+        else:
+            continue
+        if itself != size:
+            size = broadcast_sizes(size, itself) if size else itself
+        if shared != repeats:
+            repeats = shared if not repeats else -1
+    if repeats < 0:  # programs share rows in different ways
+        sources, repeats = [written_out(m, x) for x in sources], 1
+    step = Step(function, sources, size, dtype, repeats, overwrites=range(len(sources)), is_plain=True)
+    block = PendingBlock(m.tape.append(step, m.active), m.tape, shape, m.active)
+    m.note_block(block)
+    return block

@@ -7,6 +7,7 @@ blocks, while a Python number never widens a block of the same or a higher kind.
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,9 +20,10 @@ from cme295lab.simulator.errors import KernelTypeError
 BOOLEAN, INTEGER, FLOATING = 0, 1, 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class DType:
-    """A scalar type: name as Triton prints it, kind, width in bits, and the library type that holds it.
+    """A scalar type: name as Triton prints it, kind, width in bits, and the library type that holds it. There is one
+    object for each type.
 
     The methods are those that kernels call on `x.dtype`.
     """
@@ -33,7 +35,7 @@ class DType:
     numpy: np.dtype = field(default=np.dtype(np.int32), compare=False)
     torch: torch.dtype = field(default=torch.float32, compare=False)
 
-    @property
+    @functools.cached_property
     def itemsize(self) -> int:
         return max(1, self.primitive_bitwidth // 8)
 
@@ -45,7 +47,7 @@ class DType:
     def scalar(self) -> DType:
         return self
 
-    @property
+    @functools.cached_property
     def is_float(self) -> bool:
         return self.kind == FLOATING
 

@@ -85,16 +85,18 @@ class Expressions(Names):
 
         `discard`: the expression is a statement of its own, nobody looks at the value.
         """
-        m = self.m
+        if node.__class__ is ast.Name:
+            return self.name(node.id)
         if discard and isinstance(node, ast.Call):
             self.eval_Call(node, discard=True)
             return None
+        m = self.m
         mark = m.temporary_bytes
-        handler = self._evaluators.get(type(node))
+        handler = self._evaluators.get(node.__class__)
         if handler is None:
             raise UnsupportedFeatureError(f"the expression {ast.unparse(node)!r}")
         value = handler(self, node)
-        if m.counting and not isinstance(node, ast.Name):
+        if m.counting:
             size = value.block_bytes if isinstance(value, Block) and value.temporary else 0
             peak = m.held_bytes + m.temporary_bytes + size
             if peak > m.counters.sram_by_line.get(m.line, 0):
@@ -156,7 +158,8 @@ class Expressions(Names):
         operator = OPERATORS.get(type(op))
         if operator is None:
             raise UnsupportedFeatureError(f"the operator in {ast.unparse(node)!r}")
-        if isinstance(left, tuple | Aggregate) or isinstance(right, tuple | Aggregate):
+        plain = isinstance(left, Block | int | float) and isinstance(right, Block | int | float)
+        if not plain and (isinstance(left, tuple | Aggregate) or isinstance(right, tuple | Aggregate)):
             return self._compound_operation(node, op, left, right)
         if operator == "**" and (isinstance(left, Block) or isinstance(right, Block)):
             raise UnsupportedFeatureError("** on kernel values", "multiply, or use tl.exp2(tl.log2(x) * y)")
@@ -300,6 +303,8 @@ class Expressions(Names):
 
 def run_time_value(m: Machine, value: Any) -> Any:
     """What a variable gets: a number becomes a scalar of the kernel, which takes part in promotion as blocks do."""
+    if isinstance(value, Block):
+        return value
     if isinstance(value, int | float):
         return scalar(value, m.active)
     if type(value) is tuple:

@@ -120,7 +120,7 @@ class Interpreter(Expressions):
         """Run statements until no program is left."""
         m = self.m
         for node in statements:
-            if not len(m.active):
+            if not m.active.size:
                 return
             self._begin(node)
             if m.counting:

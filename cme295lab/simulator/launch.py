@@ -1,8 +1,7 @@
 """One launch: bind the arguments, cut the grid into batches, run them.
 
-A batch is as many programs as fit a budget of elements for the largest block, so memory stays bounded and the working
-set near the caches. The largest block is not known before the kernel has run; so the first batch of its first launch
-is a single program.
+A batch is as many programs as fit a budget of elements for the largest block, so memory stays bounded. The largest
+block is not known before the kernel has run; so the first batch of its first launch is a single program.
 """
 
 from __future__ import annotations
@@ -24,9 +23,10 @@ from cme295lab.simulator.language import descriptors
 from cme295lab.simulator.machine import Counters, Machine, Observer, Watcher
 from cme295lab.simulator.source import KernelSource, kernel_source
 from cme295lab.simulator.storage import Storage
+from cme295lab.simulator.tape import CHUNK_ELEMENTS
 from cme295lab.simulator.values import Pointer, scalar
 
-ELEMENT_BUDGET = 1 << 20
+ELEMENT_BUDGET = 1 << 22
 _ORDERED = frozenset({"atomic_cas", "atomic_xchg", "atomic_poll"})
 _COMPILER_OPTIONS = frozenset(
     [
@@ -49,6 +49,7 @@ class Settings:
     observers: tuple[Observer, ...] = ()
     watchers: tuple[Watcher, ...] = ()
     element_budget: int = ELEMENT_BUDGET
+    chunk_elements: int = CHUNK_ELEMENTS
 
 
 @dataclass(kw_only=True)
@@ -95,6 +96,7 @@ def launch(kernel: Any, grid: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     machine = Machine(
         sizes, counting=settings.counting, recording=settings.recording, watch=settings.watch,
         observers=settings.observers, watchers=settings.watchers, kernel_name=source.name,
+        chunk_elements=settings.chunk_elements,
     )  # fmt: skip
     machine.counters = outcome.counters
     machine.memory.storages = outcome.storages

@@ -11,7 +11,7 @@ import numpy as np
 
 from cme295lab.simulator.memory import Memory
 from cme295lab.simulator.programs import ProgramSet
-from cme295lab.simulator.tape import Tape
+from cme295lab.simulator.tape import CHUNK_ELEMENTS, Tape
 from cme295lab.simulator.values import Block
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ class Machine:
         observers: Sequence[Observer] = (),
         watchers: Sequence[Watcher] = (),
         kernel_name: str = "",
+        chunk_elements: int = CHUNK_ELEMENTS,
     ) -> None:
         self.grid = grid
         self.memory = Memory()
@@ -132,7 +133,7 @@ class Machine:
         self.held_bytes = 0
         self.temporary_bytes = 0
         self.call: Callable[[Any, list[Any]], Any] = _no_interpreter
-        self.tape = Tape()
+        self.tape = Tape(chunk_elements)
 
     def begin_batch(self, first: int, last: int) -> None:
         """Make programs first … last - 1 (numbered with grid axis 0 running fastest) the active set."""
@@ -145,7 +146,7 @@ class Machine:
 
     @property
     def num_active(self) -> int:
-        return len(self.active)
+        return self.active.size
 
     def program_of_row(self, row: int) -> tuple[int, int, int]:
         """Grid coordinates of a row of the active set."""

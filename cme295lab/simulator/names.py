@@ -29,6 +29,7 @@ from cme295lab.simulator.programs import ProgramSet
 from cme295lab.simulator.source import KernelSource
 from cme295lab.simulator.values import Block, Pointer
 
+_MISSING = object()
 _SOLE_REFERENCE = 2  # the local variable and getrefcount's own argument
 _PYTHON_FUNCTIONS = frozenset(
     [
@@ -103,16 +104,17 @@ class Names(ABC):
 
     def name(self, name: str) -> Any:
         """The value of a name."""
-        variables = self.frame.variables
-        if name in variables:
-            value = variables[name]
-            if isinstance(value, Differs):
+        frame = self.frame
+        value = frame.variables.get(name, _MISSING)
+        if value is not _MISSING:
+            if isinstance(value, Block):
+                if name in frame.last_reads and not isinstance(value, Pointer):
+                    del frame.variables[name]
+                    value.expiring = sys.getrefcount(value) == _SOLE_REFERENCE
+            elif isinstance(value, Differs):
                 raise value.error()
-            if name in self.frame.last_reads and isinstance(value, Block) and not isinstance(value, Pointer):
-                del variables[name]
-                value.expiring = sys.getrefcount(value) == _SOLE_REFERENCE
             return value
-        source = self.frame.source
+        source = frame.source
         if name in source.closure:
             return self._outside(name, source.closure[name].cell_contents)
         if name in source.globals:

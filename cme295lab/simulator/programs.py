@@ -21,17 +21,18 @@ class ProgramSet:
     """An ordered set of programs; `ids` are their positions in the batch that runs. `first_of` is the set of which
     these are the first ones."""
 
-    __slots__ = ("ids", "parent", "selector", "first_of")
+    __slots__ = ("ids", "parent", "selector", "first_of", "size")
 
     def __init__(self, ids: np.ndarray, parent: ProgramSet | None = None, selector: Selector | None = None) -> None:
         self.ids = ids
+        self.size = len(ids)
         self.parent = parent
         self.selector = selector
         is_prefix = parent is not None and isinstance(selector, slice) and not selector.start
         self.first_of: ProgramSet = parent.first_of if is_prefix and parent is not None else self
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return self.size
 
     def select(self, selector: Selector) -> ProgramSet:
         """The subset made of the given rows, in that order."""

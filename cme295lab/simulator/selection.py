@@ -15,7 +15,7 @@ from cme295lab.simulator.deferred import is_deferred, record, size_of, source, t
 from cme295lab.simulator.dtypes import DType
 from cme295lab.simulator.errors import KernelTypeError
 from cme295lab.simulator.machine import Machine
-from cme295lab.simulator.tape import Step
+from cme295lab.simulator.steps import Step
 from cme295lab.simulator.values import Block, Pointer, as_torch, require_block, sum_terms
 
 

@@ -13,73 +13,15 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 
-from cme295lab.simulator.dtypes import DType
 from cme295lab.simulator.player import play
 from cme295lab.simulator.programs import Array, ProgramSet, Selector
+from cme295lab.simulator.steps import Step
 from cme295lab.simulator.values import Block
 
-CHUNK_ELEMENTS = 1 << 20  # of the largest block in a chunk: a few such blocks fit a core's level-2 cache
-
-Function = Callable[..., torch.Tensor | None]  # (rows of the chunk, memory for the result or None, *inputs)
-
-
-class Step:
-    """One operation for all programs of a set.
-
-    `size` are the lengths of the result's block axes as stored (1: the same all along the axis). `repeats`: that many
-    consecutive programs share one row. `view`: the result has memory in common with the first input. `overwrites`:
-    inputs whose place the result may take when nobody needs them any more. `loads` and `stores` name the memory that
-    is read or written. Set later: `first` and `count`, the programs for which it is done; `blocks`, who holds the
-    value, and `tensor`, the value itself if it was kept; `wide`, the same in a type that products are exact in;
-    `reads_in_place`, whether a load gives a view of the user's memory, and `tiles_in_line`, how many programs'
-    tiles lie at equal distances there.
-    """
-
-    __slots__ = (
-        "function", "inputs", "size", "dtype", "repeats", "view", "overwrites", "loads", "stores", "root", "blocks",
-        "tensor", "num_elements", "wide", "first", "count", "tiles_in_line", "reads_in_place",
-    )  # fmt: skip
-
-    def __init__(
-        self,
-        function: Function,
-        inputs: Sequence[Any],
-        size: tuple[int, ...],
-        dtype: DType,
-        *,
-        repeats: int = 1,
-        view: bool = False,
-        overwrites: Sequence[int] = (),
-        loads: int | None = None,
-        stores: int | None = None,
-    ) -> None:
-        self.function = function
-        self.inputs = inputs
-        self.size = size
-        self.dtype = dtype
-        self.repeats = repeats
-        self.view = view
-        self.overwrites = overwrites
-        self.loads = loads
-        self.stores = stores
-        self.root: Step = inputs[0].root if view else self
-        self.blocks: list[weakref.ref[PendingBlock]] = []
-        self.first = self.count = 0
-        self.tiles_in_line = 0
-        self.reads_in_place = False
-        self.tensor: torch.Tensor | None = None
-        self.num_elements = math.prod(size) // repeats
-        self.wide: tuple[int, Step] | None = None
-
-    @property
-    def is_wanted(self) -> bool:
-        """Whether a block still holds the value."""
-        return any(block() is not None for block in self.blocks)
+CHUNK_ELEMENTS = 1 << 20  # of the largest block in a chunk; smaller ones stay in the cache but cost more calls
 
 
 class PendingBlock(Block):
@@ -89,11 +31,23 @@ class PendingBlock(Block):
     _arrays: list[Array]
 
     def __init__(self, step: Step, tape: Tape, shape: tuple[int, ...], programs: ProgramSet) -> None:
-        super().__init__([], step.dtype, shape, programs, is_view=step.view)
+        self._arrays = []
+        self.dtype = step.dtype
+        self.shape = shape
+        self.programs = programs
+        self.temporary = not step.view
+        self.expiring = False
+        self.exposed = True
+        self.is_view = step.view
+        self.num_elements = math.prod(shape)
+        self.block_bytes = 0 if step.view or not shape else self.num_elements * step.dtype.itemsize
+        self._narrowed = None
         self.step = step
         self.tape = tape
-        self.exposed = True
-        step.blocks.append(weakref.ref(self))
+        if step.blocks is None:
+            step.blocks = [weakref.ref(self)]
+        else:
+            step.blocks.append(weakref.ref(self))
 
     @property
     def arrays(self) -> list[Array]:  # type: ignore[override]
@@ -137,7 +91,7 @@ class Tape:
     """The steps that have been written down and not done yet: all for the same programs, or for fewer and fewer of
     them, always the first ones."""
 
-    def __init__(self, chunk_elements: int = CHUNK_ELEMENTS) -> None:
+    def __init__(self, chunk_elements: int) -> None:
         self.chunk_elements = chunk_elements
         self.steps: list[Step] = []
         self.times_played = 0
@@ -150,8 +104,10 @@ class Tape:
         if self.programs is not programs.first_of:
             self.play()
             self.programs = programs.first_of
-        step.first, stop = (0, len(programs)) if rows is None else (rows.start, rows.stop)
-        step.count = stop - step.first
+        if rows is None:
+            step.first, step.count = 0, programs.size
+        else:
+            step.first, step.count = rows.start, rows.stop - rows.start
         self.steps.append(step)
         if step.loads is not None:
             self._loaded.add(step.loads)
@@ -176,4 +132,4 @@ class Tape:
         self._loaded.clear()
         self._stored.clear()
         if steps:
-            play(steps, self.chunk_elements, set() if finish else {s for s in steps if s.is_wanted})
+            play(steps, self.chunk_elements, finish=finish)

@@ -6,16 +6,15 @@ chunk of programs are a strided view of the tensor, and nothing is copied before
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 
 from cme295lab.simulator.addresses import Access, Rows
 from cme295lab.simulator.deferred import Source
 from cme295lab.simulator.machine import Machine
+from cme295lab.simulator.steps import Step
 from cme295lab.simulator.storage import Storage, words_of
-from cme295lab.simulator.tape import PendingBlock, Step
+from cme295lab.simulator.tape import PendingBlock
 from cme295lab.simulator.values import Block
 
 
@@ -37,20 +36,13 @@ class Tiles:
         self.pitch = pitch
         self.num_runs = len(inner)
 
-    def in_line(self) -> int:
-        """The length of the runs of programs whose tiles lie at equal distances; 0 if that is no regular number."""
-        distances = np.diff(self.first)
-        changes = np.flatnonzero(distances != distances[:1]) + 1
-        length = int(changes[0]) if len(changes) else len(self.first)
-        return length if self.is_regular and len(self.first) % length == 0 else 0
-
     def view(self, rows: slice) -> torch.Tensor | None:
         """The tiles of a chunk of programs as a view of the tensor; None if they lie at unequal distances."""
         if not self.is_regular:
             return None
         first = self.first[rows]
         distance = int(first[1] - first[0]) if len(first) > 1 else 0
-        if distance < 0 or self.pitch < 0 or (len(first) > 2 and not (np.diff(first) == distance).all()):
+        if distance < 0 or self.pitch < 0 or (len(first) > 2 and not (first[1:] - first[:-1] == distance).all()):
             return None
         if len(self.shape) == 1:
             size, stride = [len(first), self.length], [distance, 1]
@@ -79,6 +71,17 @@ class Tiles:
         interleaved = self.num_runs > 1 and self.length <= distance and distance * len(first) <= self.pitch
         return distance < extent and not interleaved
 
+    def runs(self) -> tuple[np.ndarray, int]:
+        """First byte and number of bytes of all runs of memory that the programs' tiles consist of."""
+        width = self.storage.raw.itemsize
+        if self.is_regular and self.pitch == self.length:
+            return self.first * width, self.length * self.num_runs * width
+        return self.starts.reshape(-1) * width, self.length * width
+
+    def lie_as(self, other: Tiles) -> bool:
+        """Whether every program's tile is at the same place as its tile of `other`."""
+        return self.length == other.length and np.array_equal(self.starts, other.starts)
+
     def scatter(self, rows: slice, values: torch.Tensor) -> None:
         """Write the tiles of a chunk of programs one after another."""
         words = words_of(values.movedim(self.axis + 1, -1).contiguous(), self.storage)
@@ -102,9 +105,10 @@ def load_later(m: Machine, access: Access, rows: Rows, repeats: int, fill: float
         filled.narrow(tiles.axis + 1, 0, tiles.length).copy_(data)
         return filled
 
-    step = Step(read, (), shape, dtype, repeats=repeats, loads=tiles.storage.memory)
+    step = Step(read, (), shape, dtype, repeats)
+    step.tiles = tiles
+    step.loads = tiles.storage.memory
     step.reads_in_place = tiles.length == whole
-    step.tiles_in_line = tiles.in_line() * repeats
     block = PendingBlock(m.tape.append(step, m.active), m.tape, shape, m.active)
     m.note_block(block)
     return block
@@ -115,12 +119,14 @@ def store_later(m: Machine, access: Access, rows: Rows, value: Source) -> None:
     tiles = Tiles(access, rows)
 
     def write(part: slice, out: None, data: torch.Tensor) -> None:
-        shape: Sequence[int] = (part.stop - part.start, *tiles.shape)
-        data = data.expand(shape).narrow(tiles.axis + 1, 0, tiles.length)
+        data = data.expand(-1, *tiles.shape).narrow(tiles.axis + 1, 0, tiles.length)
         target = tiles.view(part)
         if target is None or tiles.may_overlap(part):
             tiles.scatter(part, data)
         else:
             target.copy_(data)
 
-    m.tape.append(Step(write, [value], access.shape, access.pointer.dtype, stores=tiles.storage.memory), m.active)
+    step = Step(write, [value], access.shape, access.pointer.dtype)
+    step.tiles = tiles
+    step.stores = tiles.storage.memory
+    m.tape.append(step, m.active)

@@ -16,7 +16,7 @@ from cme295lab.simulator.errors import KernelTypeError
 from cme295lab.simulator.language.registry import native
 from cme295lab.simulator.machine import Machine
 from cme295lab.simulator.programs import Array
-from cme295lab.simulator.tape import Step
+from cme295lab.simulator.steps import Step
 from cme295lab.simulator.values import Block, require_block
 
 _TF32_LOST_BITS = 13
@@ -181,13 +181,16 @@ def _multiply_matrices(
     """Products of two matrices per program, added to what was there before; `shape` begins with the number of
     programs."""
     count, height, width = shape
-    left = left.expand(-1, height, inner)
-    right = right.expand(-1, inner, width)
+    if left.shape[1] != height or left.shape[2] != inner:
+        left = left.expand(-1, height, inner)
+    if right.shape[1] != inner or right.shape[2] != width:
+        right = right.expand(-1, inner, width)
     if left.shape[0] == 1 < right.shape[0]:
         left = left.expand(right.shape[0], -1, -1)
     if left.shape[0] < count:  # only the accumulators differ between programs
         left = left.expand(count, -1, -1)
-    left = left.reshape(right.shape[0], -1, inner)
+    if left.shape[0] != right.shape[0]:
+        left = left.reshape(right.shape[0], -1, inner)
     if result is None or not result.is_contiguous():
         result = torch.empty(shape, dtype=dtype.torch)
     product = result.view(left.shape[0], left.shape[1], width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,7 +17,7 @@ from cme295lab.simulator.errors import KernelTypeError
 from cme295lab.simulator.language.registry import native
 from cme295lab.simulator.language.shapes import expand_dims, reshape
 from cme295lab.simulator.machine import Machine
-from cme295lab.simulator.tape import Step
+from cme295lab.simulator.steps import Step
 from cme295lab.simulator.values import Block
 
 
@@ -114,7 +115,7 @@ def _pairwise_sum(data: torch.Tensor, axis: int) -> torch.Tensor:
 def _largest(data: torch.Tensor, axis: int, out: torch.Tensor | None) -> torch.Tensor:
     """The maximum; Triton's drops a NaN beside a number, torch's keeps it."""
     found = torch.amax(data, axis, out=out)
-    if not torch.isnan(found).any():
+    if not math.isnan(found.sum()):  # the sum of infinities of both signs is a NaN too: looked at closely below
         return found
     missing = torch.isnan(data)
     return torch.where(missing.all(axis), found, data.masked_fill(missing, float("-inf")).amax(axis))
