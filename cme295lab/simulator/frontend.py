@@ -101,7 +101,7 @@ def call_at_compile_time(function: Callable[..., Any], args: list[Any], kwargs: 
 
 def _triton_type(x: Any) -> Any:
     """Triton's object for one of the simulator's types; anything else as it is."""
-    if not isinstance(x, dtypes.DType | dtypes.PointerType) or not available():
+    if not isinstance(x, dtypes.DType | dtypes.PointerType):
         return x
     import triton.language as tl
 

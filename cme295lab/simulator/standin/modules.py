@@ -11,7 +11,7 @@ import torch
 
 from cme295lab.simulator.errors import SimulatorError
 from cme295lab.simulator.standin import launching
-from cme295lab.simulator.standin.names import LanguageModule
+from cme295lab.simulator.standin.names import LanguageModule, aggregate
 
 VERSION = "3.9.0+standin"  # the release whose language the simulator follows
 _LANGUAGE = (
@@ -139,7 +139,7 @@ def _make() -> dict[str, ModuleType]:
     contents: dict[str, dict[str, Any]] = {
         "": {
             **kernels, **tuning, **errors, "cdiv": cdiv, "next_power_of_2": next_power_of_2,
-            "set_allocator": set_allocator, "__version__": VERSION,
+            "set_allocator": set_allocator, "aggregate": aggregate, "__version__": VERSION,
         },
         "runtime": {**kernels, **tuning, **errors, "driver": _driver()},
         "runtime.jit": kernels,

@@ -6,6 +6,7 @@ The functions are those that the simulator implements (`simulator.language`), so
 from __future__ import annotations
 
 import enum
+import inspect
 import operator
 from collections.abc import Callable
 from types import ModuleType
@@ -13,7 +14,7 @@ from typing import Any, NoReturn
 
 from cme295lab.simulator import dtypes
 from cme295lab.simulator.dtypes import DType
-from cme295lab.simulator.language import NATIVE
+from cme295lab.simulator.language import LIBDEVICE, NATIVE
 
 _CORE = "triton.language.core"
 
@@ -47,6 +48,25 @@ class dtype:
 
     def __repr__(self) -> str:
         return f"triton.language.{self.name}"
+
+
+class pointer_type:
+    """The type of a pointer."""
+
+    __module__ = _CORE
+
+    def __init__(self, element_ty: Any, address_space: int = 1, const: bool = False) -> None:
+        self.element_ty = element_ty
+        self.address_space, self.const = address_space, const
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, pointer_type) and self.element_ty == other.element_ty
+
+    def __hash__(self) -> int:
+        return hash((pointer_type, self.element_ty))
+
+    def __str__(self) -> str:
+        return f"pointer<{self.element_ty}>"
 
 
 class constexpr:
@@ -109,14 +129,34 @@ class LanguageFunction:
 
     __module__ = _CORE
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, module: str = _CORE) -> None:
         self.__name__ = self.__qualname__ = name
+        self.__module__ = module
 
     def __call__(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise RuntimeError(f"tl.{self.__name__} works only inside a kernel (a function decorated with @triton.jit)")
 
     def __repr__(self) -> str:
         return f"<function triton.language.{self.__name__} (stand-in)>"
+
+
+def aggregate(cls: type) -> type:
+    """`@_aggregate`: a class whose fields are kernel values; the simulator makes its instances, by these attributes."""
+    fields = inspect.get_annotations(cls)
+    constructor = cls.__dict__.get("__init__", aggregate_by_field)
+    made: Any = cls
+    made.__triton_builtin__ = True
+    made.hash_attrs = [constructor]
+    made.__aggregate_fields__ = tuple(fields)
+    made.__aggregate_defaults__ = {name: cls.__dict__[name] for name in fields if name in cls.__dict__}
+    return cls
+
+
+def aggregate_by_field(self: object, *args: Any, **kwargs: Any) -> None:
+    """Marks an aggregate without a constructor of its own."""
+
+
+aggregate_by_field.__module__ = _CORE
 
 
 def _marker(name: str) -> type:
@@ -131,11 +171,13 @@ CONSTANTS: dict[str, Any] = {
     **TYPES,
     "dtype": dtype,
     "constexpr": constexpr,
+    "pointer_type": pointer_type,
+    "_aggregate": aggregate,
     "PropagateNan": PropagateNan,
     "TRITON_MAX_TENSOR_NUMEL": 1 << 20,
     **{name: _marker(name) for name in ("tensor", "tuple", "range", "static_range", "const", "slice", "block_type")},
 }
-_functions: dict[str, LanguageFunction] = {}
+_functions: dict[tuple[str, str], LanguageFunction] = {}
 
 
 class LanguageModule(ModuleType):
@@ -144,8 +186,10 @@ class LanguageModule(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name in CONSTANTS:
             return CONSTANTS[name]
-        if name in NATIVE:
-            return _functions.setdefault(name, LanguageFunction(name))
+        device_library = self.__name__.endswith("libdevice")
+        if name in NATIVE or (device_library and name in LIBDEVICE):
+            module = self.__name__ if device_library else _CORE
+            return _functions.setdefault((module, name), LanguageFunction(name, module))
         if name == "__all__":
             return [n for n in dir(self) if not n.startswith("_")]
         raise AttributeError(
@@ -154,4 +198,5 @@ class LanguageModule(ModuleType):
         )
 
     def __dir__(self) -> list[str]:
-        return sorted({*super().__dir__(), *CONSTANTS, *NATIVE})
+        more = LIBDEVICE if self.__name__.endswith("libdevice") else {}
+        return sorted({*super().__dir__(), *CONSTANTS, *NATIVE, *more})
