@@ -208,6 +208,13 @@ def test_picking_elements_is_not_judged():
         del y
 
 
+def test_an_operation_that_ignores_an_argument():
+    """PyTorch passes an undefined weight, of which only the shape is used."""
+    with simulator.trace(check=True) as t:
+        torch.nn.grad.conv2d_weight(torch.ones(1, 1, 6, 6), (1, 1, 3, 3), torch.ones(1, 1, 4, 4))
+    assert not t.problems
+
+
 def test_views_and_shapes_read_nothing():
     with simulator.trace(check=True) as t:
         x = torch.empty(4, 8)
