@@ -47,7 +47,8 @@ def atomic(m: Machine, op: str, pointer: Operand, value: Operand, mask: Operand 
         count(m, access, "atomic")
     unused = m.discard_result
     if unused and op in _UNORDERED and storage.raw.dtype.kind in ("f" if dtype.is_float else "iub"):
-        _UNORDERED[op].at(storage.raw, index[lanes], values[lanes])
+        with np.errstate(all="ignore"):
+            _UNORDERED[op].at(storage.raw, index[lanes], values[lanes])
         return result(m, _zeros(dtype.is_float, len(access.shape), dtype), dtype, access.shape)
     before = np.zeros(index.shape, storage.raw.dtype)
     combine = _COMBINE[op]

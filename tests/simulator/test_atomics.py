@@ -283,3 +283,24 @@ def kernel(flags_ptr, out_ptr):
         pytest.raises(SimulatorError, match="waits for a value that no earlier program has stored"),
     ):
         module_from(source.replace("pid - 1", "3")).kernel[(4,)](torch.zeros(4).int(), out)
+
+
+@triton.jit
+def add_at_kernel(x_ptr, y_ptr, o_ptr, USED: tl.constexpr):
+    lane = tl.arange(0, 4)
+    x = tl.load(x_ptr + lane)
+    if USED:
+        tl.store(o_ptr + lane, tl.atomic_add(y_ptr + lane, x))
+    else:
+        tl.atomic_add(y_ptr + lane, x)
+
+
+@pytest.mark.parametrize("used", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_infinities_and_overflow_give_no_warning(used, dtype):
+    """Warnings are errors in the tests."""
+    large, inf = torch.finfo(dtype).max, float("inf")
+    x, y = torch.tensor([inf, -inf, large, 1.0]).to(dtype), torch.tensor([inf, inf, large, 2.0]).to(dtype)
+    with simulator.enabled():
+        add_at_kernel[(1,)](x, y, torch.zeros(4, dtype=dtype), USED=used)
+    torch.testing.assert_close(y, torch.tensor([inf, float("nan"), inf, 3.0]).to(dtype), equal_nan=True)

@@ -5,8 +5,8 @@ written, element by element: by a torch operation (in place, `out=`, `fill_`), o
 What counts as a problem:
 
 - a kernel loads (or updates atomically) an element that nobody has written;
-- a torch operation reads one. Operations that pick elements or ignore an argument (`x[index]`, `gather`, `where`, …) are not judged, views
-  and `empty_like` read nothing, and a copy of undefined elements is undefined itself;
+- a torch operation reads one. Operations that pick elements or ignore an argument (`x[index]`, `gather`, `where`, …)
+  are not judged, views and `empty_like` read nothing, and a copy of undefined elements is undefined itself;
 - at the end of the block a tensor still exists, kernels have stored to it, and elements that one can look at are
   unwritten. If only a view of a larger tensor is left (`padded[:n]`), only the view is looked at.
 
