@@ -18,6 +18,7 @@ same in Triton 3.6 to 3.9.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import types
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -115,7 +116,10 @@ def is_aggregate(x: Any) -> bool:
 
 def aggregate_fields(cls: Any) -> tuple[str, ...]:
     """The fields of an aggregate, in order."""
-    return tuple(getattr(cls, "__aggregate_fields__", cls.__annotations__))
+    fields = getattr(cls, "__aggregate_fields__", cls.__annotations__)
+    if not fields:  # before Triton 3.8 only the methods know the class that was decorated
+        fields = inspect.getclosurevars(cls.__setattr__).nonlocals["cls"].__annotations__
+    return tuple(fields)
 
 
 def aggregate_constructor(cls: Any) -> Callable[..., Any] | None:
