@@ -289,6 +289,9 @@ def _compare(m: Machine, op: str, a: Operand, b: Operand, dtype: DType, shape: t
     rank = len(shape)
     if dtype.is_float:
         m.count_float_ops(_size(shape))
+        if is_deferred(m, a, b):
+            operands = [as_block(m, v, dtype) for v in (a, b)]
+            return elementwise(m, _COMPARE_FLOAT[op], operands, dtypes.int1, shape)
         x: Any = as_torch(lifted(a.data(m.active), rank)) if isinstance(a, Block) else a
         y: Any = as_torch(lifted(b.data(m.active), rank)) if isinstance(b, Block) else b
         if not isinstance(x, torch.Tensor):

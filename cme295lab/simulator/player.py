@@ -53,7 +53,7 @@ def _needed(steps: list[Step], finish: bool) -> list[Step]:
         step.is_needed = step.stores is not None
         if not finish and step.is_wanted():
             step.is_needed = True
-            step.tensor = torch.empty((step.count // step.repeats, *step.size), dtype=step.dtype.torch)
+            step.tensor = torch.empty((step.count // step.repeats, *step.size), dtype=step.held)
     for step in reversed(steps):
         if step.is_needed:
             for x in step.inputs:
@@ -250,7 +250,7 @@ class _Plan:
             _buffers.append(buffer)
 
     def _memory(self, buffer: torch.Tensor, step: Step, offset: int) -> torch.Tensor:
-        shape, dtype = (-(-self.chunk // step.repeats), *step.size), step.dtype.torch
+        shape, dtype = (-(-self.chunk // step.repeats), *step.size), step.held
         return buffer[offset : offset + _product(shape) * dtype.itemsize].view(dtype).view(shape)
 
     def _run_chunk(self, spans: list[_Span], memory: list[torch.Tensor | None]) -> None:

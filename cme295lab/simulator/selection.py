@@ -11,7 +11,7 @@ from cme295lab.simulator import dtypes
 from cme295lab.simulator.arithmetic import Operand, as_block, in_place, make_room, promoted
 from cme295lab.simulator.broadcasting import broadcast_sizes, common_shape, lifted, result
 from cme295lab.simulator.casts import cast
-from cme295lab.simulator.deferred import is_deferred, record, size_of, source, together
+from cme295lab.simulator.deferred import is_deferred, is_pending, record, size_of, source, together
 from cme295lab.simulator.dtypes import DType
 from cme295lab.simulator.errors import KernelTypeError
 from cme295lab.simulator.machine import Machine
@@ -31,6 +31,8 @@ def where(m: Machine, condition: Operand, a: Operand, b: Operand) -> Operand:
         return cast(m, require_block(where(m, condition, *wide), "tl.where"), dtype)
     shape = common_shape(condition, a, b)
     rank = len(shape)
+    if is_pending(condition, m) and condition.dtype.is_bool() and dtype.is_float:
+        return _where_later(m, condition, a, b, dtype, shape)
     if not condition.dtype.is_float and condition.arrays[0].size == 1 == len(condition.arrays):  # the same everywhere
         chosen = a if condition.arrays[0].item() else b
         if isinstance(chosen, Block) and chosen.shape == shape:
@@ -42,8 +44,7 @@ def where(m: Machine, condition: Operand, a: Operand, b: Operand) -> Operand:
         x, y = (lifted(as_block(m, v, dtype).data(m.active), rank) for v in (a, b))
         return result(m, np.where(mask.numpy(), x, y), dtype, shape)
     if is_deferred(m, a, b) or (m.num_active > 1 and mask.shape[0] > 1):
-        make_room(m, (a,) if not isinstance(b, Block) else (), dtype, shape)
-        return _where_later(m, mask, a, b, dtype, shape)
+        return _where_later(m, condition, a, b, dtype, shape)
     if not isinstance(b, Block) and isinstance(a, Block):
         make_room(m, (a,), dtype, shape)
         data = as_torch(lifted(a.data(m.active), rank))
@@ -55,18 +56,21 @@ def where(m: Machine, condition: Operand, a: Operand, b: Operand) -> Operand:
     return result(m, torch.where(mask, x, y), dtype, shape)
 
 
-def _where_later(m: Machine, mask: torch.Tensor, a: Operand, b: Operand, dtype: DType, shape: tuple[int, ...]) -> Block:
-    """`tl.where` on floats that are still to be computed."""
-    sources, repeats = together(m, [mask, *(source(m, x, len(shape)) for x in (a, b))])
-    size = tuple(mask.shape[1:])
+def _where_later(m: Machine, condition: Block, a: Operand, b: Operand, dtype: DType, shape: tuple[int, ...]) -> Block:
+    """`tl.where` on floats that are still to be computed, or by a condition that is."""
+    make_room(m, (a,) if not isinstance(b, Block) else (), dtype, shape)
+    sources, repeats = together(m, [source(m, x, len(shape)) for x in (condition, a, b)])
+    size = size_of(sources[0])
     for x in sources[1:]:
         if isinstance(x, Step | torch.Tensor):
             size = broadcast_sizes(size, size_of(x))
 
     def choose(rows: slice, out: Any, mask: torch.Tensor, x: Any, y: Any) -> Any:
+        mask = mask if mask.dtype == torch.bool else mask != 0
         if out is x and not isinstance(y, torch.Tensor):
             return out.masked_fill_(~mask, y)
-        return torch.where(mask, x, y)
+        chosen = torch.where(mask, x, y)
+        return chosen if chosen.dtype == dtype.torch else chosen.to(dtype.torch)  # of two numbers
 
     return record(m, choose, sources, size, dtype, shape, overwrites=(1, 2), repeats=repeats)
 

@@ -35,7 +35,7 @@ class Step:
 
     __slots__ = (
         "function", "inputs", "size", "dtype", "repeats", "view", "overwrites", "tiles", "loads", "stores",
-        "reads_in_place", "is_plain", "first", "count", "blocks", "wide", "tensor", "root",
+        "reads_in_place", "is_plain", "first", "count", "blocks", "wide", "tensor", "root", "held",
         "number", "is_needed", "last_use", "sources", "narrowed", "span", "place", "offset", "dropped", "is_copied",
     )  # fmt: skip
     first: int
@@ -78,6 +78,7 @@ class Step:
         self.blocks: list[weakref.ref[PendingBlock]] | None = None
         self.wide: tuple[int, Step] | None = None
         self.tensor: torch.Tensor | None = None
+        self.held = dtype.torch if dtype.is_float else torch.bool
         self.root: Step = inputs[0].root if view else self
         self.number = -1
 

@@ -56,7 +56,8 @@ class PendingBlock(Block):
             if self.step.tensor is None:
                 self.tape.play()
             assert self.step.tensor is not None
-            self._arrays = [spread(self.step.tensor, self.step.repeats)[: len(self.programs)]]
+            tensor = spread(self.step.tensor, self.step.repeats)[: len(self.programs)]
+            self._arrays = [tensor if self.dtype.is_float else tensor.numpy()]
         return self._arrays
 
     @arrays.setter

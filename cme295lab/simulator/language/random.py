@@ -11,6 +11,7 @@ Source: Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (2011); Box a
 from __future__ import annotations
 
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import torch
@@ -18,13 +19,14 @@ import torch
 from cme295lab.simulator import arithmetic, casts, dtypes
 from cme295lab.simulator.arithmetic import Operand, binary
 from cme295lab.simulator.broadcasting import common_shape, lifted, result
+from cme295lab.simulator.deferred import record
 from cme295lab.simulator.errors import KernelTypeError
 from cme295lab.simulator.language.registry import native
 from cme295lab.simulator.machine import Machine
 from cme295lab.simulator.values import Block, scalar
 
 _ROUNDS = 10
-_SLICE = 1 << 14
+_SLICE = 1 << 13
 _MULTIPLIERS = {  # of words 0 and 2, by width
     32: (0xD2511F53, 0xCD9E8D57),
     64: (0xD2E7470EE14C6C93, 0xCA5A826395121157),
@@ -45,34 +47,61 @@ def philox_rounds(
     shape = common_shape(c0, c1, c2, c3, k0, k1)
     words = [np.asarray(lifted(x.data(m.active), len(shape))) for x in (c0, c1, c2, c3, k0, k1)]
     size = np.broadcast_shapes(*(w.shape for w in words))
-    counters = [np.broadcast_to(w, size).reshape(-1) for w in words[:4]]
-    keys = [np.broadcast_to(w, size).reshape(-1) if w.size > 1 else w.reshape(-1) for w in words[4:]]
-    out = np.empty((4, counters[0].size), c0.dtype.numpy)
-    for start in range(0, out.shape[1], _SLICE):
+    flat = [w.reshape(-1) if w.size == 1 else np.broadcast_to(w, size).reshape(-1) for w in words]
+    out = np.empty((4, math.prod(size)), c0.dtype.numpy)
+    rounds = _rounds_32 if out.itemsize == 4 else _rounds_64
+
+    def fill(start: int) -> None:
         part = slice(start, start + _SLICE)
-        out[:, part] = _rounds([c[part] for c in counters], [k[part] if k.size > 1 else k for k in keys], n_rounds)
+        with np.errstate(over="ignore"):
+            rounds(out[:, part], [_constant(w[part] if w.size > 1 else w) for w in flat], n_rounds)
+
+    starts = range(0, out.shape[1], _SLICE)
+    num_threads = torch.get_num_threads()
+    if num_threads == 1 or len(starts) == 1:
+        for start in starts:
+            fill(start)
+    else:
+        with ThreadPoolExecutor(num_threads) as pool:
+            list(pool.map(fill, starts))
     first, second, third, fourth = (result(m, word.reshape(size), c0.dtype, shape) for word in out)
     return first, second, third, fourth
 
 
-def _rounds(counters: list[np.ndarray], keys: list[np.ndarray], n_rounds: int) -> list[np.ndarray]:
-    c0, c1, c2, c3 = counters
-    kind, width = c0.dtype.type, c0.dtype.itemsize * 8
-    multiplier_0, multiplier_2 = _MULTIPLIERS[width]
-    product = _product_32 if width == 32 else _product_64
-    with np.errstate(over="ignore"):
-        for turn in range(n_rounds):
-            k0, k1 = (k + kind(turn) * kind(step) for k, step in zip(keys, _KEY_STEPS[width], strict=True))
-            low_2, high_2 = product(c2, multiplier_2)
-            low_0, high_0 = product(c0, multiplier_0)
-            c0, c1, c2, c3 = high_2 ^ c1 ^ k0, low_2, high_0 ^ c3 ^ k1, low_0
-    return [c0, c1, c2, c3]
+def _constant(word: np.ndarray) -> np.ndarray:
+    """A single number where all are the same, as keys are."""
+    return word[:1] if word[0] == word[-1] and (word == word[0]).all() else word
 
 
-def _product_32(word: np.ndarray, multiplier: int) -> tuple[np.ndarray, np.ndarray]:
-    """Low and high half of a 64-bit product."""
-    product = word.astype(np.uint64) * np.uint64(multiplier)
-    return product.astype(np.uint32), (product >> np.uint64(32)).astype(np.uint32)
+def _rounds_32(out: np.ndarray, words: list[np.ndarray], n_rounds: int) -> None:
+    """All rounds on a slice; words are held in 64 bits, so that one product gives both halves."""
+    c0, c1, c2, c3 = (np.broadcast_to(w, out.shape[1:]).astype(np.uint64) for w in words[:4])
+    k0, k1 = (w.astype(np.uint64) for w in words[4:])
+    product_0, product_2 = np.empty_like(c0), np.empty_like(c0)
+    multiplier_0, multiplier_2, step_0, step_1 = map(np.uint64, _MULTIPLIERS[32] + _KEY_STEPS[32])
+    half, mask = np.uint64(32), np.uint64(0xFFFFFFFF)
+    for turn in range(n_rounds):
+        np.multiply(c0, multiplier_0, out=product_0)
+        np.multiply(c2, multiplier_2, out=product_2)
+        np.right_shift(product_2, half, out=c0)
+        np.bitwise_xor(c0, c1, out=c0)
+        np.bitwise_xor(c0, (k0 + np.uint64(turn) * step_0) & mask, out=c0)
+        np.right_shift(product_0, half, out=c2)
+        np.bitwise_xor(c2, c3, out=c2)
+        np.bitwise_xor(c2, (k1 + np.uint64(turn) * step_1) & mask, out=c2)
+        np.bitwise_and(product_2, mask, out=c1)
+        np.bitwise_and(product_0, mask, out=c3)
+    out[0], out[1], out[2], out[3] = c0, c1, c2, c3
+
+
+def _rounds_64(out: np.ndarray, words: list[np.ndarray], n_rounds: int) -> None:
+    c0, c1, c2, c3, k0, k1 = words
+    for turn in range(n_rounds):
+        low_2, high_2 = _product_64(c2, _MULTIPLIERS[64][1])
+        low_0, high_0 = _product_64(c0, _MULTIPLIERS[64][0])
+        step_0, step_1 = (np.uint64(turn) * np.uint64(step) for step in _KEY_STEPS[64])
+        c0, c1, c2, c3 = high_2 ^ c1 ^ (k0 + step_0), low_2, high_0 ^ c3 ^ (k1 + step_1), low_0
+    out[0], out[1], out[2], out[3] = c0, c1, c2, c3
 
 
 def _product_64(word: np.ndarray, multiplier: int) -> tuple[np.ndarray, np.ndarray]:
@@ -129,10 +158,16 @@ def uniform(m: Machine, x: Block) -> Block:
     width = x.dtype.primitive_bitwidth
     if x.dtype.is_float or width not in (32, 64):
         raise KernelTypeError(f"tl.uint_to_uniform_float needs 32- or 64-bit integers, got {x.dtype}")
-    signed = np.ascontiguousarray(x.data(m.active)).view(f"i{width // 8}")
     m.count_float_ops(x.num_elements)
-    scaled = np.where(signed < 0, ~signed, signed).astype(np.float32) * np.float32(_TO_UNIFORM[width])
-    return result(m, torch.from_numpy(scaled), dtypes.float32, x.shape)
+    bits = torch.from_numpy(np.ascontiguousarray(x.data(m.active)).view(f"i{width // 8}"))
+
+    def spread(rows: slice | None, out: torch.Tensor | None, bits: torch.Tensor) -> torch.Tensor:
+        folded = bits ^ (bits >> (width - 1))  # the complement where the sign bit is set
+        return (folded.float() if out is None else out.copy_(folded)).mul_(_TO_UNIFORM[width])
+
+    if m.num_active > 1 and bits.shape[0] > 1:
+        return record(m, spread, [bits], tuple(bits.shape[1:]), dtypes.float32, x.shape)
+    return result(m, spread(None, None, bits), dtypes.float32, x.shape)
 
 
 @native("rand")
