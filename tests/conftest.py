@@ -63,6 +63,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             config.stash[_left_out].append(f"{len(marked)} {marker} tests not run: {reason}")
 
 
+def pytest_report_header() -> list[str]:
+    """Workers leave tests out without a word, so the head of the report says it."""
+    missing = _why_no_triton()
+    return [f"tests marked needs_triton are left out: {missing}"] if missing else []
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Say in one line each what was left out."""
     for line in config.stash.get(_left_out, []):
