@@ -13,10 +13,11 @@ from cme295lab.simulator.addresses import Access, count, elements, out_of_bounds
 from cme295lab.simulator.arithmetic import Operand
 from cme295lab.simulator.broadcasting import common_shape, lifted, result
 from cme295lab.simulator.casts import cast
-from cme295lab.simulator.deferred import is_deferred, source, written_out
+from cme295lab.simulator.deferred import is_deferred, is_pending, source, written_out
 from cme295lab.simulator.errors import KernelTypeError
 from cme295lab.simulator.machine import Machine
 from cme295lab.simulator.programs import Array
+from cme295lab.simulator.steps import held_as
 from cme295lab.simulator.storage import Storage, values_of, words_of
 from cme295lab.simulator.tiles_in_memory import load_later, store_later
 from cme295lab.simulator.values import Block, Pointer, as_torch, scalar
@@ -28,7 +29,7 @@ def load(m: Machine, pointer: Operand, mask: Operand | None = None, other: Opera
     access = plan(m, pointer, mask, "tl.load", cut_rows=not fill_varies)
     dtype = access.pointer.dtype
     fill = _fill(m, other, dtype)
-    later = _can_be_deferred(m, access)
+    later = dtype.is_float and _is_tiles(m, access, dtype.torch)
     if not later:
         m.tape.before_load(access.pointer.storage.memory)
     if access.prefix == 0:
@@ -50,15 +51,15 @@ def load(m: Machine, pointer: Operand, mask: Operand | None = None, other: Opera
     return result(m, data, dtype, access.shape)
 
 
-def _can_be_deferred(m: Machine, access: Access) -> bool:
-    """Whether an access is one for the tape: whole rows of floats, not the same in all programs."""
-    dtype, storage, rows = access.pointer.dtype, access.pointer.storage, access.rows
+def _is_tiles(m: Machine, access: Access, held: torch.dtype) -> bool:
+    """Whether an access is one for the tape: whole rows of a tensor of the type that values wait in, not the same rows
+    in all programs."""
+    rows = access.rows
     return (
         rows is not None
         and access.mask is None
         and m.num_active > 1
-        and dtype.is_float
-        and storage.flat.dtype == dtype.torch
+        and access.pointer.storage.flat.dtype == held
         and rows.starts.shape[0] > 1
     )
 
@@ -201,7 +202,8 @@ def store(m: Machine, pointer: Operand, value: Operand, mask: Operand | None = N
             f"tl.store: the value has shape {block.shape}, the pointers {access.shape}; they must agree"
         )
     block = cast(m, block, access.pointer.dtype)
-    if _can_be_deferred(m, access) and is_deferred(m, block) and not m.shows_values:
+    waits = is_pending(block, m) or (block.dtype.is_float and is_deferred(m, block))
+    if waits and not m.shows_values and _is_tiles(m, access, held_as(block.dtype)):
         _store_later(m, access, block)
         return
     words = words_of(lifted(block.data(m.active), len(access.shape)), storage)

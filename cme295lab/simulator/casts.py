@@ -6,12 +6,12 @@ import numpy as np
 import torch
 
 from cme295lab.simulator.broadcasting import lazy_sum, result, sharing
-from cme295lab.simulator.deferred import is_deferred, record, size_of, source
+from cme295lab.simulator.deferred import is_deferred, is_pending, record, size_of, source
 from cme295lab.simulator.dtypes import DType, float32
 from cme295lab.simulator.errors import KernelTypeError
 from cme295lab.simulator.machine import Machine
 from cme295lab.simulator.programs import Array
-from cme295lab.simulator.steps import Step
+from cme295lab.simulator.steps import Step, held_as
 from cme295lab.simulator.values import Block, Pointer, as_torch
 
 
@@ -24,6 +24,12 @@ def cast(m: Machine, x: Block, dtype: DType, *, rounding: str | None = None) -> 
         return cast(m, cast(m, x, float32), dtype, rounding=rounding)
     if isinstance(x, Pointer):
         raise KernelTypeError("a pointer can only be cast with bitcast=True")
+    if x.dtype.is_bool() and not dtype.is_float and is_pending(x, m):
+        held = held_as(dtype)
+        return record(
+            m, lambda rows, out, data: data.to(held) if out is None else out.copy_(data), [x.step], x.step.size, dtype,
+            x.shape, repeats=x.step.repeats,
+        )  # fmt: skip
     if not x.dtype.is_float and not dtype.is_float:
         if dtype.is_bool():
             return result(m, x.data(m.active) != 0, dtype, x.shape)

@@ -18,15 +18,27 @@ if TYPE_CHECKING:
 Function = Callable[..., Any]  # (rows of the chunk, memory for the result or None, *inputs)
 
 
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+def held_as(dtype: DType) -> torch.dtype:
+    """The type of the tensors in which values wait: for integers a type of the same width, which has the same bits."""
+    if dtype.is_float:
+        return dtype.torch
+    if dtype.is_bool():
+        return torch.bool
+    return torch.uint8 if dtype.name == "uint8" else _INTEGERS[dtype.itemsize]
+
+
 class Step:
     """One operation for all programs of a set.
 
     What is asked for: `function` with its `inputs` (steps, tensors with a row per program or one for all, numbers).
-    `size` are the lengths of the result's block axes as stored (1: the same all along the axis). `repeats`: that many
-    consecutive programs share one row. `view`: the result has memory in common with the first input. `overwrites`:
-    inputs whose place the result may take when nobody needs them any more. `loads` and `stores` name the memory that
-    is read or written, `tiles` says where; `reads_in_place`: a load gives a view of that memory. `is_plain`: the
-    function is PyTorch's own, called with `out=`.
+    `held` is the type of the tensors (integers wait as their bits), `size` are the lengths of the result's block axes
+    as stored (1: the same all along the axis). `repeats`: that many consecutive programs share one row. `view`: the
+    result has memory in common with the first input. `overwrites`: inputs whose place the result may take when nobody
+    needs them any more. `loads` and `stores` name the memory that is read or written, `tiles` says where;
+    `reads_in_place`: a load gives a view of that memory. `is_plain`: the function is PyTorch's own, called with `out=`.
 
     Set when it is written down: `first` and `count`, the programs for which it is done; `blocks`, who holds the value;
     `wide`, the same value in a type that products are exact in. Set when it is done: `tensor`, the value for all
@@ -78,7 +90,7 @@ class Step:
         self.blocks: list[weakref.ref[PendingBlock]] | None = None
         self.wide: tuple[int, Step] | None = None
         self.tensor: torch.Tensor | None = None
-        self.held = dtype.torch if dtype.is_float else torch.bool
+        self.held = held_as(dtype)
         self.root: Step = inputs[0].root if view else self
         self.number = -1
 

@@ -57,7 +57,7 @@ class PendingBlock(Block):
                 self.tape.play()
             assert self.step.tensor is not None
             tensor = spread(self.step.tensor, self.step.repeats)[: len(self.programs)]
-            self._arrays = [tensor if self.dtype.is_float else tensor.numpy()]
+            self._arrays = [tensor if self.dtype.is_float else tensor.numpy().view(self.dtype.numpy)]
         return self._arrays
 
     @arrays.setter

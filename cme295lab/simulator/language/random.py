@@ -11,7 +11,7 @@ Source: Salmon et al., Parallel random numbers: as easy as 1, 2, 3 (2011); Box a
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
+import operator
 
 import numpy as np
 import torch
@@ -19,10 +19,12 @@ import torch
 from cme295lab.simulator import arithmetic, casts, dtypes
 from cme295lab.simulator.arithmetic import Operand, binary
 from cme295lab.simulator.broadcasting import common_shape, lifted, result
-from cme295lab.simulator.deferred import record
+from cme295lab.simulator.deferred import is_pending, record, viewed_step
 from cme295lab.simulator.errors import KernelTypeError
 from cme295lab.simulator.language.registry import native
 from cme295lab.simulator.machine import Machine
+from cme295lab.simulator.steps import Step, held_as
+from cme295lab.simulator.tape import PendingBlock
 from cme295lab.simulator.values import Block, scalar
 
 _ROUNDS = 10
@@ -44,28 +46,38 @@ def philox_rounds(
     """`n_rounds` rounds of Philox on counters (c0, c1, c2, c3) with key (k0, k1), all uint32 or all uint64."""
     if c0.dtype not in (dtypes.uint32, dtypes.uint64):
         raise KernelTypeError(f"tl.philox_impl needs uint32 or uint64 counters, got {c0.dtype}")
-    shape = common_shape(c0, c1, c2, c3, k0, k1)
-    words = [np.asarray(lifted(x.data(m.active), len(shape))) for x in (c0, c1, c2, c3, k0, k1)]
-    size = np.broadcast_shapes(*(w.shape for w in words))
-    flat = [w.reshape(-1) if w.size == 1 else np.broadcast_to(w, size).reshape(-1) for w in words]
-    out = np.empty((4, math.prod(size)), c0.dtype.numpy)
-    rounds = _rounds_32 if out.itemsize == 4 else _rounds_64
+    shape, dtype = common_shape(c0, c1, c2, c3, k0, k1), c0.dtype
+    held = held_as(dtype)
+    words = [lifted(x.data(m.active), len(shape)) for x in (c0, c1, c2, c3, k0, k1)]
+    bits = [torch.from_numpy(np.ascontiguousarray(w)).view(held) for w in words]
+    size = tuple(np.broadcast_shapes(*(tuple(b.shape[1:]) for b in bits)))
 
-    def fill(start: int) -> None:
-        part = slice(start, start + _SLICE)
-        with np.errstate(over="ignore"):
-            rounds(out[:, part], [_constant(w[part] if w.size > 1 else w) for w in flat], n_rounds)
+    def generate(rows: slice | None, out: torch.Tensor | None, *bits: torch.Tensor) -> torch.Tensor:
+        out = torch.empty((max(b.shape[0] for b in bits), 4, *size), dtype=held) if out is None else out
+        _fill(out.numpy().view(dtype.numpy), [b.numpy().view(dtype.numpy) for b in bits], n_rounds)
+        return out
 
-    starts = range(0, out.shape[1], _SLICE)
-    num_threads = torch.get_num_threads()
-    if num_threads == 1 or len(starts) == 1:
-        for start in starts:
-            fill(start)
+    if m.num_active == 1 or all(b.shape[0] == 1 for b in bits):
+        numbers = generate(None, None, *bits).numpy().view(dtype.numpy)
+        blocks = [result(m, np.ascontiguousarray(numbers[:, i]), dtype, shape) for i in range(4)]
     else:
-        with ThreadPoolExecutor(num_threads) as pool:
-            list(pool.map(fill, starts))
-    first, second, third, fourth = (result(m, word.reshape(size), c0.dtype, shape) for word in out)
-    return first, second, third, fourth
+        step = m.tape.append(Step(generate, bits, (4, *size), dtype), m.active)
+        views = [viewed_step(m, step, operator.itemgetter((slice(None), i)), size) for i in range(4)]
+        blocks = [PendingBlock(view, m.tape, shape, m.active) for view in views]
+    return blocks[0], blocks[1], blocks[2], blocks[3]
+
+
+def _fill(out: np.ndarray, words: list[np.ndarray], n_rounds: int) -> None:
+    """All rounds for programs in the first axis of `out`; its second is for the four results."""
+    rounds = _rounds_32 if out.itemsize == 4 else _rounds_64
+    shape = (out.shape[0], *out.shape[2:])
+    flat = [w.reshape(-1) if w.size == 1 else np.broadcast_to(w, shape).reshape(-1) for w in words]
+    whole = np.empty((4, math.prod(shape)), out.dtype)
+    with np.errstate(over="ignore"):
+        for start in range(0, whole.shape[1], _SLICE):
+            part = slice(start, start + _SLICE)
+            rounds(whole[:, part], [_constant(w[part] if w.size > 1 else w) for w in flat], n_rounds)
+    out[...] = np.moveaxis(whole.reshape(4, *shape), 0, 1)
 
 
 def _constant(word: np.ndarray) -> np.ndarray:
@@ -159,14 +171,14 @@ def uniform(m: Machine, x: Block) -> Block:
     if x.dtype.is_float or width not in (32, 64):
         raise KernelTypeError(f"tl.uint_to_uniform_float needs 32- or 64-bit integers, got {x.dtype}")
     m.count_float_ops(x.num_elements)
-    bits = torch.from_numpy(np.ascontiguousarray(x.data(m.active)).view(f"i{width // 8}"))
 
     def spread(rows: slice | None, out: torch.Tensor | None, bits: torch.Tensor) -> torch.Tensor:
         folded = bits ^ (bits >> (width - 1))  # the complement where the sign bit is set
         return (folded.float() if out is None else out.copy_(folded)).mul_(_TO_UNIFORM[width])
 
-    if m.num_active > 1 and bits.shape[0] > 1:
-        return record(m, spread, [bits], tuple(bits.shape[1:]), dtypes.float32, x.shape)
+    if is_pending(x, m):
+        return record(m, spread, [x.step], x.step.size, dtypes.float32, x.shape)
+    bits = torch.from_numpy(np.ascontiguousarray(x.data(m.active)).view(f"i{width // 8}"))
     return result(m, spread(None, None, bits), dtypes.float32, x.shape)
 
 
