@@ -24,6 +24,7 @@ UNCHECKED_ROOMS = {"kernels", "simulator", "grading", "widgets", "cli", "course"
 CHECKED_ROOMS = [f"cme295lab.{m.name}" for m in iter_modules(cme295lab.__path__) if m.name not in UNCHECKED_ROOMS]
 
 pytest_plugins = ["tests.browser.fixtures"]
+collect_ignore = ["without_triton"]  # importing what is in there blocks Triton for the whole process
 _shape_checks = jaxtyping.install_import_hook(CHECKED_ROOMS, f"{tests.typecheck.__name__}.checked")
 _left_out = pytest.StashKey[list[str]]()
 
