@@ -94,7 +94,7 @@ def _narrow(report: CompileReport, facts: SourceFacts, accesses: Sequence[Lowere
         if tile.place and widths and min(widths) < min(possible, _NARROW):
             text = report.line_text(tile.place)
             found.append(
-                f"uncoalesced: {tile.kind}s of {min(widths)} B per thread in line {tile.place[1]}"
+                f"narrow: {tile.kind}s of {min(widths)} B per thread in line {tile.place[1]}"
                 f"{f' ({text})' if text else ''}, where {possible} B are possible: the compiler does not know that "
                 "neighbours in the tile are neighbours in memory, and aligned (a stride that is not 1, a size that is "
                 "not divisible by 16), or tl.dot wants the tile transposed"

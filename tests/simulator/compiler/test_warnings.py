@@ -47,31 +47,31 @@ def test_a_product_without_dot():
     assert not starting(small, "no tensor cores")  # 2 products a thread: nothing for a matrix instruction
 
 
-def test_uncoalesced():
+def test_narrow_accesses():
     x = empty(256, 256, dtype=torch.float32)
 
     def transposed(size):
         return simulator.compile_report(transpose_kernel, x, x, size, size, device="A100", BLOCK=64)
 
-    load, store = starting(transposed(255), "uncoalesced")
+    load, store = starting(transposed(255), "narrow")
     first = transpose_kernel.fn.__code__.co_firstlineno
     assert f"loads of 4 B per thread in line {first + 4} (x = tl.load(x_ptr" in load
     assert "where 16 B are possible" in load
     assert f"stores of 4 B per thread in line {first + 5}" in store
-    assert not starting(transposed(256), "uncoalesced")
+    assert not starting(transposed(256), "narrow")
 
 
-def test_uncoalesced_operand_of_a_product():
-    (warning,) = starting(matmul_report(stride=3), "uncoalesced")
+def test_narrow_operand_of_a_product():
+    (warning,) = starting(matmul_report(stride=3), "narrow")
     assert "loads of 2 B per thread" in warning
     assert "(a = tl.load(" in warning
 
 
-def test_a_tile_with_few_elements_a_thread_is_not_called_uncoalesced():
+def test_a_tile_with_few_elements_a_thread_is_not_called_narrow():
     x = empty(128, dtype=torch.float32)
-    narrow = simulator.compile_report(copy_kernel, x, x, True, device="A100", BLOCK=128)  # one element a thread
-    assert set(narrow.loads_by_width) == {"LDG 4 B"}
-    assert not starting(narrow, "uncoalesced")
+    small = simulator.compile_report(copy_kernel, x, x, True, device="A100", BLOCK=128)  # one element a thread
+    assert set(small.loads_by_width) == {"LDG 4 B"}
+    assert not starting(small, "narrow")
 
 
 def test_occupancy():
@@ -98,6 +98,6 @@ def test_a_loop_that_waits_for_its_loads():
 @pytest.mark.parametrize("device", ["A100", "H100", "B200"])
 def test_a_naive_kernel_is_told_what_is_wrong(device):
     report = matmul_report(device, torch.float32, stride=3, precision="ieee", num_stages=1)
-    assert {w.split(":")[0] for w in report.warnings} >= {"no tensor cores", "uncoalesced"}
+    assert {w.split(":")[0] for w in report.warnings} >= {"no tensor cores", "narrow"}
     for warning in report.warnings:
         assert warning in str(report)

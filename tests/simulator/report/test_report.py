@@ -199,8 +199,8 @@ def test_compile_facts():
         scale_kernel, torch.empty(1 << 15), torch.empty(4096), 4096, 8, device="A100", BLOCK=1024
     ).to_dict()
     assert compiled == expected
-    assert "uncoalesced: loads of 4 B per thread" in str(report)
-    assert "uncoalesced: loads of 4 B per thread" in report.html()
+    assert "narrow: loads of 4 B per thread" in str(report)
+    assert "narrow: loads of 4 B per thread" in report.html()
     (load,) = (x for x in report.to_dict()["kernels"][0]["lines"] if "tl.load" in x["text"])
     assert load["compiled"] == {"load 4 B": 8}
     assert "8 × load 4 B" in report.html()
