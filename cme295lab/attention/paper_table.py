@@ -45,7 +45,14 @@ class CountedRun:
 
 
 def run_paper_table(
-    *, batch: int = 64, heads: int = 16, n: int = 1024, d: int = 64, slice_size: int = 4, progress: bool = True
+    *,
+    batch: int = 64,
+    heads: int = 16,
+    n: int = 1024,
+    d: int = 64,
+    slice_size: int = 4,
+    progress: bool = True,
+    compute: bool = True,
 ) -> dict[str, CountedRun]:
     """Execute and count standard and flash attention, forward and backward, in fp16.
 
@@ -53,6 +60,8 @@ def run_paper_table(
         batch, heads, n, d: the size; by default the paper's.
         slice_size: sequences of the batch that are processed at a time.
         progress: show a progress bar.
+        compute: with False the kernels are counted without computing a number (their addresses depend on none), in a
+            fraction of the time.
 
     Returns:
         The counts, by name.
@@ -69,18 +78,21 @@ def run_paper_table(
     runs = [(name, size) for size in slices for name in ("standard", "flash")]
     counted: dict[str, CountedRun] = {}
     for name, size in tqdm(runs, desc="slices", disable=not progress, file=sys.stdout, ncols=80, leave=False):
-        run = _count(name, (size, heads, n, d))
+        run = _count(name, (size, heads, n, d), compute)
         counted[name] = _add(counted[name], run) if name in counted else run
     return counted
 
 
-def _count(name: str, shape: tuple[int, int, int, int]) -> CountedRun:
+def _count(name: str, shape: tuple[int, int, int, int], compute: bool) -> CountedRun:
     from cme295lab import simulator
 
     generator = torch.Generator().manual_seed(0)
-    q, k, v, do = (torch.randn(shape, generator=generator).half() for _ in range(4))
+    if compute:
+        q, k, v, do = (torch.randn(shape, generator=generator).half() for _ in range(4))
+    else:
+        q, k, v, do = (torch.zeros(shape, dtype=torch.float16) for _ in range(4))
     leaves = [t.requires_grad_() for t in (q, k, v)]
-    with simulator.trace(device="A100") as trace:
+    with simulator.trace(device="A100", compute=compute) as trace:
         _attend(name, leaves).backward(do)
     return CountedRun(
         name=name,

@@ -13,12 +13,13 @@ from cme295lab.simulator.addresses import Access, count, elements, out_of_bounds
 from cme295lab.simulator.arithmetic import Operand
 from cme295lab.simulator.broadcasting import common_shape, lifted, result
 from cme295lab.simulator.casts import cast
-from cme295lab.simulator.deferred import is_deferred, is_pending, source, written_out
+from cme295lab.simulator.deferred import blank, is_deferred, is_pending, source, written_out
 from cme295lab.simulator.errors import KernelTypeError
-from cme295lab.simulator.machine import Machine
+from cme295lab.simulator.machine import AccessKind, Machine
 from cme295lab.simulator.programs import Array
 from cme295lab.simulator.steps import held_as
 from cme295lab.simulator.storage import Storage, values_of, words_of
+from cme295lab.simulator.tape import BlankTape
 from cme295lab.simulator.tiles_in_memory import load_later, store_later
 from cme295lab.simulator.values import Block, Pointer, as_torch, scalar
 
@@ -28,6 +29,11 @@ def load(m: Machine, pointer: Operand, mask: Operand | None = None, other: Opera
     fill_varies = isinstance(other, Block) and any(len(a.reshape(-1)) > 1 for a in other.arrays)
     access = plan(m, pointer, mask, "tl.load", cut_rows=not fill_varies)
     dtype = access.pointer.dtype
+    if isinstance(m.tape, BlankTape) and (dtype.is_float or access.pointer.storage.memory in m.tape.blank):
+        _check_bounds(m, access, "load")
+        if m.counting:
+            count(m, access, "load")
+        return blank(m, dtype, access.shape)
     fill = _fill(m, other, dtype)
     later = dtype.is_float and _is_tiles(m, access, dtype.torch)
     if not later:
@@ -49,6 +55,22 @@ def load(m: Machine, pointer: Operand, mask: Operand | None = None, other: Opera
     if m.counting:
         count(m, access, "load")
     return result(m, data, dtype, access.shape)
+
+
+def _check_bounds(m: Machine, access: Access, kind: AccessKind) -> None:
+    """Whether an access that is not made would stay inside the tensor."""
+    storage = access.pointer.storage
+    if access.prefix == 0:
+        return
+    if access.rows is not None:
+        first, length = access.rows.starts, access.rows.length
+    else:
+        first, length = elements(m, access), 1
+    if access.mask is not None:
+        size = np.broadcast_shapes(first.shape, access.mask.shape)
+        first = np.broadcast_to(first, size)[np.broadcast_to(access.mask, size)]
+    if not _inside(first, length, storage):
+        raise out_of_bounds(m, access, kind)
 
 
 def _is_tiles(m: Machine, access: Access, held: torch.dtype) -> bool:
@@ -202,6 +224,12 @@ def store(m: Machine, pointer: Operand, value: Operand, mask: Operand | None = N
             f"tl.store: the value has shape {block.shape}, the pointers {access.shape}; they must agree"
         )
     block = cast(m, block, access.pointer.dtype)
+    if isinstance(m.tape, BlankTape) and is_pending(block, m):
+        _check_bounds(m, access, "store")
+        m.tape.blank.add(storage.memory)
+        if m.counting:
+            count(m, access, "store")
+        return
     waits = is_pending(block, m) or (block.dtype.is_float and is_deferred(m, block))
     if waits and not m.shows_values and _is_tiles(m, access, held_as(block.dtype)):
         _store_later(m, access, block)

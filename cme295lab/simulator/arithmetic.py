@@ -17,7 +17,7 @@ import torch
 from cme295lab.simulator import dtypes
 from cme295lab.simulator.broadcasting import broadcast_sizes, common_shape, lazy_sum, lifted, result
 from cme295lab.simulator.casts import cast
-from cme295lab.simulator.deferred import elementwise, is_deferred
+from cme295lab.simulator.deferred import blank, elementwise, is_deferred, is_pending
 from cme295lab.simulator.dtypes import LARGEST_FP32, DType
 from cme295lab.simulator.errors import KernelTypeError
 from cme295lab.simulator.machine import Machine
@@ -287,6 +287,8 @@ def _refuse_overflow(offset: Block, m: Machine) -> None:
 
 def _compare(m: Machine, op: str, a: Operand, b: Operand, dtype: DType, shape: tuple[int, ...]) -> Block:
     rank = len(shape)
+    if not dtype.is_float and not m.tape.computes and (is_pending(a, m) or is_pending(b, m)):
+        return blank(m, dtypes.int1, shape)
     if dtype.is_float:
         m.count_float_ops(_size(shape))
         if is_deferred(m, a, b):

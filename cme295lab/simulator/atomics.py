@@ -39,6 +39,7 @@ _UNORDERED: dict[str, Any] = {
 def atomic(m: Machine, op: str, pointer: Operand, value: Operand, mask: Operand | None = None) -> Block:
     """`tl.atomic_<op>`: combine values into memory and return what was there before each lane's turn."""
     access = plan(m, pointer, mask, f"tl.atomic_{op}")
+    m.tape.before_load(access.pointer.storage.memory)
     m.tape.before_store(access.pointer.storage.memory)
     storage, dtype = access.pointer.storage, access.pointer.dtype
     index, lanes = _lanes(m, access)
@@ -77,6 +78,7 @@ def _combined(storage: Storage, combine: Callable[[Any, Any], Any], old: Any, ne
 def compare_and_swap(m: Machine, pointer: Operand, expected: Operand, value: Operand) -> Block:
     """`tl.atomic_cas`: store `value` where memory holds `expected`; return what it held."""
     access = plan(m, pointer, None, "tl.atomic_cas")
+    m.tape.before_load(access.pointer.storage.memory)
     m.tape.before_store(access.pointer.storage.memory)
     storage, dtype = access.pointer.storage, access.pointer.dtype
     index, lanes = _lanes(m, access)

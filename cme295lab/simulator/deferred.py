@@ -25,7 +25,7 @@ Source = Step | torch.Tensor | float
 def is_deferred(m: Machine, *operands: object) -> bool:
     """Whether an operation on these operands is one for the tape."""
     active = m.active
-    if active.size == 1:
+    if active.size == 1 and m.tape.computes:
         return False
     return any(isinstance(x, Block) and (is_pending(x, m) or x.terms(active)[0].shape[0] > 1) for x in operands)
 
@@ -34,6 +34,8 @@ def is_pending(x: object, m: Machine) -> TypeGuard[PendingBlock]:
     """Whether a value is on the tape, or was when it was made, with a row for each program that is active."""
     if x.__class__ is not PendingBlock:
         return False
+    if not m.tape.computes:
+        return True
     step: Step = x.step  # type: ignore[attr-defined]
     programs: ProgramSet = x.programs  # type: ignore[attr-defined]
     if programs is m.active:
@@ -104,6 +106,15 @@ def written_out(m: Machine, x: Source) -> Source:
         return spread(shared, repeats)
 
     return m.tape.append(Step(write_out, [x, x.repeats], x.size, x.dtype), m.active)
+
+
+def blank(m: Machine, dtype: DType, shape: tuple[int, ...]) -> Block:
+    """A value that will not be computed."""
+    return record(m, _nothing, (), shape, dtype, shape)
+
+
+def _nothing(rows: slice, out: torch.Tensor | None) -> torch.Tensor:
+    raise AssertionError("a step of a blank tape is never done")
 
 
 def record(

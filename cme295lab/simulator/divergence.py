@@ -14,9 +14,11 @@ from typing import Any
 import numpy as np
 
 from cme295lab.simulator.compound import Compound, alike, parts, rebuilt
+from cme295lab.simulator.deferred import blank
 from cme295lab.simulator.errors import SimulatorError
 from cme295lab.simulator.machine import Machine
 from cme295lab.simulator.programs import Array, ProgramSet, Selector, combine
+from cme295lab.simulator.tape import PendingBlock
 from cme295lab.simulator.values import Block, Pointer, scalar, sum_terms
 
 Variables = dict[str, Any]
@@ -110,6 +112,8 @@ def _merge_blocks(m: Machine, name: str, values: list[Any], groups: list[Group],
     ):
         kinds = " and ".join(sorted({f"{b.dtype}{list(b.shape)}" for b in blocks}))
         return Differs(name, f"has different types on different paths ({kinds}); Triton needs one type")
+    if any(isinstance(b, PendingBlock) for b in blocks) and not m.tape.computes:
+        return blank(m, dtype, blocks[0].shape)
     terms = [b.terms(g.programs) for b, g in zip(blocks, groups, strict=True)]
     storages = [b.storage for b in blocks if isinstance(b, Pointer)]
     if storages and any(s is not storages[0] for s in storages):  # from here on it may point into any of them

@@ -23,7 +23,7 @@ from cme295lab.simulator.language import descriptors
 from cme295lab.simulator.machine import Counters, Machine, Observer, Watcher
 from cme295lab.simulator.source import KernelSource, kernel_source
 from cme295lab.simulator.storage import Storage
-from cme295lab.simulator.tape import CHUNK_ELEMENTS
+from cme295lab.simulator.tape import CHUNK_ELEMENTS, BlankTape, Tape
 from cme295lab.simulator.values import Pointer, scalar
 
 ELEMENT_BUDGET = 1 << 22
@@ -41,7 +41,8 @@ _COMPILER_OPTIONS = frozenset(
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What to do besides running: count, keep every access in order, keep the values of some variables, and (if
-    counting) let observers see every access."""
+    counting) let observers see every access. If `blank` is a set, floats are not computed, and it gets the memory in
+    which they would have been stored."""
 
     counting: bool = False
     recording: bool = False
@@ -50,6 +51,7 @@ class Settings:
     watchers: tuple[Watcher, ...] = ()
     element_budget: int = ELEMENT_BUDGET
     chunk_elements: int = CHUNK_ELEMENTS
+    blank: set[int] | None = None
 
 
 @dataclass(kw_only=True)
@@ -96,7 +98,7 @@ def launch(kernel: Any, grid: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     machine = Machine(
         sizes, counting=settings.counting, recording=settings.recording, watch=settings.watch,
         observers=settings.observers, watchers=settings.watchers, kernel_name=source.name,
-        chunk_elements=settings.chunk_elements,
+        tape=Tape(settings.chunk_elements) if settings.blank is None else BlankTape(settings.blank),
     )  # fmt: skip
     machine.counters = outcome.counters
     machine.memory.storages = outcome.storages

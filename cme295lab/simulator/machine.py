@@ -108,7 +108,7 @@ class Machine:
         observers: Sequence[Observer] = (),
         watchers: Sequence[Watcher] = (),
         kernel_name: str = "",
-        chunk_elements: int = CHUNK_ELEMENTS,
+        tape: Tape | None = None,
     ) -> None:
         self.grid = grid
         self.memory = Memory()
@@ -133,7 +133,7 @@ class Machine:
         self.held_bytes = 0
         self.temporary_bytes = 0
         self.call: Callable[[Any, list[Any]], Any] = _no_interpreter
-        self.tape = Tape(chunk_elements)
+        self.tape = tape or Tape(CHUNK_ELEMENTS)
 
     def begin_batch(self, first: int, last: int) -> None:
         """Make programs first … last - 1 (numbered with grid axis 0 running fastest) the active set."""

@@ -16,6 +16,7 @@ import weakref
 
 import torch
 
+from cme295lab.simulator.errors import SimulatorError
 from cme295lab.simulator.player import play
 from cme295lab.simulator.programs import Array, ProgramSet, Selector
 from cme295lab.simulator.steps import Step
@@ -53,6 +54,11 @@ class PendingBlock(Block):
     def arrays(self) -> list[Array]:  # type: ignore[override]
         """One row per program."""
         if not self._arrays:
+            if not self.tape.computes:
+                raise SimulatorError(
+                    "trace(compute=False) computes no floating-point numbers, but an address, a condition or an "
+                    "operation that cannot wait needs one here: leave compute=False out"
+                )
             if self.step.tensor is None:
                 self.tape.play()
             assert self.step.tensor is not None
@@ -66,6 +72,8 @@ class PendingBlock(Block):
 
     def restricted(self, programs: ProgramSet, selector: Selector, *, copy: bool = False) -> Block:
         step = self.step
+        if not self.tape.computes:
+            return PendingBlock(step, self.tape, self.shape, programs)
         if step.tensor is not None or step.repeats > 1 or not isinstance(selector, slice):
             return super().restricted(programs, selector, copy=copy)
         if copy:
@@ -91,6 +99,8 @@ def spread(tensor: torch.Tensor, repeats: int) -> torch.Tensor:
 class Tape:
     """The steps that have been written down and not done yet: all for the same programs, or for fewer and fewer of
     them, always the first ones."""
+
+    computes = True
 
     def __init__(self, chunk_elements: int) -> None:
         self.chunk_elements = chunk_elements
@@ -134,3 +144,32 @@ class Tape:
         self._stored.clear()
         if steps:
             play(steps, self.chunk_elements, finish=finish)
+
+
+class BlankTape(Tape):
+    """Forgets every step: for a launch of which only the counts are wanted.
+
+    Values are never there, so nobody can ask for them. `blank` is the memory in which values would have been stored.
+    """
+
+    computes = False
+
+    def __init__(self, blank: set[int]) -> None:
+        super().__init__(0)
+        self.blank = blank
+
+    def append(self, step: Step, programs: ProgramSet, rows: slice | None = None) -> Step:
+        step.first, step.count = 0, programs.size
+        step.inputs = ()
+        if step.stores is not None:
+            self.blank.add(step.stores)
+        return step
+
+    def before_load(self, memory: int) -> None:
+        if memory in self.blank:
+            raise SimulatorError(
+                "trace(compute=False): an atomic operation meets memory that was not computed: leave compute=False out"
+            )
+
+    def before_store(self, memory: int) -> None:
+        pass

@@ -80,6 +80,7 @@ class Trace:
     launches: list[Launch] = field(default_factory=list)
     record: bool = False
     watched_names: frozenset[str] = frozenset()
+    _blank: set[int] | None = field(default=None, repr=False)
     _check: Check | None = field(default=None, repr=False)
     _watches: list[Watch] = field(default_factory=list, repr=False)
 
@@ -204,8 +205,10 @@ class Trace:
 
         Raises:
             SimulatorError: the trace's block is over; later, at the launch: there is no such program.
-            ValueError: the launch has been, or an argument is wrong.
+            ValueError: the launch has been, an argument is wrong, or the trace computes nothing.
         """
+        if self._blank is not None:
+            raise ValueError("compute=False leaves no values to watch or to check: leave it out")
         if self not in _open_traces:
             raise SimulatorError(
                 "t.watch(...) came too late: call it inside the `with simulator.trace() as t:` block, before the launch"
@@ -289,6 +292,12 @@ def is_enabled() -> bool:
     return _depth > 0
 
 
+def _common_blank() -> set[int] | None:
+    """Where values are missing, if none of the open traces wants any."""
+    blanks = [t._blank for t in _open_traces if t._blank is not None]
+    return blanks[0] if blanks and len(blanks) == len(_open_traces) else None
+
+
 def _run(kernel: Any, grid: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     recording = any(t.record for t in _open_traces)
     watch = frozenset().union(*(t.watched_names for t in _open_traces))
@@ -297,7 +306,12 @@ def _run(kernel: Any, grid: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) 
     watches = tuple(w for t in _open_traces for w in t._watches if w.waits_for(len(t.launches)))
     observers = (log, *(o for c in checks for o in c.begin_launch()), *watches)
     settings = Settings(
-        counting=bool(_open_traces), recording=recording, watch=watch, observers=observers, watchers=watches
+        counting=bool(_open_traces),
+        recording=recording,
+        watch=watch,
+        observers=observers,
+        watchers=watches,
+        blank=_common_blank(),
     )
     try:
         with unseen(checks):
@@ -330,7 +344,12 @@ def enabled() -> Iterator[None]:
 
 @contextlib.contextmanager
 def trace(
-    device: str | Device = "A100", *, record: bool = False, watch: Collection[str] = (), check: bool = False
+    device: str | Device = "A100",
+    *,
+    record: bool = False,
+    watch: Collection[str] = (),
+    check: bool = False,
+    compute: bool = True,
 ) -> Iterator[Trace]:
     """Run launches on CPU tensors in the simulator and count what they do.
 
@@ -341,20 +360,27 @@ def trace(
         watch: names of kernel variables whose values are kept at every assignment (needs record=True).
         check: look for races and for reads of undefined memory, see `Trace.problems`; launches take several times as
             long.
+        compute: with False floating-point numbers are not computed and not stored: outputs keep what they held, and
+            counting takes a fraction of the time. An error says so if an address, a mask or a condition depends on one.
 
     Returns:
         A context manager that gives a `Trace`, filled while the block runs. Traces can be nested: each sees all
         launches inside it.
 
     Raises:
-        ValueError: an unknown device, or `watch` without `record`.
+        ValueError: an unknown device, `watch` without `record`, or `watch` or `check` without `compute`.
         SimulatorError: Triton is not installed.
     """
     if watch and not record:
         raise ValueError(f"watch={list(watch)!r} needs record=True: values are kept as steps of a program")
     if isinstance(watch, str):
         raise ValueError(f"watch must be a collection of names, got the string {watch!r}: write watch=({watch!r},)")
-    new = Trace(get_device(device), record=record, watched_names=frozenset(watch), _check=Check() if check else None)
+    if not compute and (watch or check):
+        raise ValueError("compute=False leaves no values to watch or to check: leave it out")
+    new = Trace(
+        get_device(device), record=record, watched_names=frozenset(watch), _blank=None if compute else set(),
+        _check=Check() if check else None,
+    )  # fmt: skip
     with enabled(), new._check.following() if new._check else contextlib.nullcontext():
         _open_traces.append(new)
         try:

@@ -37,6 +37,14 @@ def test_slices_do_not_change_the_counts():
             assert getattr(whole[name], count) == getattr(cut[name], count), (name, count)
 
 
+def test_counting_without_computing_gives_the_same_table():
+    computed = run_paper_table(batch=2, progress=False, **SIZES)
+    counted = run_paper_table(batch=2, progress=False, compute=False, **SIZES)
+    for name in ("standard", "flash"):
+        for count in ("num_launches", "flops", "dot_flops", "requested_bytes", "compulsory_bytes"):
+            assert getattr(counted[name], count) == getattr(computed[name], count), (name, count)
+
+
 @pytest.mark.parametrize("name", ["batch", "slice_size", "n"])
 def test_sizes_below_one_are_refused_by_name(name):
     with pytest.raises(ValueError, match=f"{name} must be at least 1, got 0"):
