@@ -43,6 +43,18 @@ def make_cases() -> list[Case]:
     return [_forward(causal=False), _forward(causal=True), _backward(), _softmax(), _matmul(), _add()]
 
 
+def large_launches() -> dict[str, Callable[[], object]]:
+    """Launches over 32 M elements."""
+    x, y, o = (torch.zeros(1 << 25) for _ in range(3))
+    rows, out = torch.zeros(1 << 15, 1024), torch.zeros(1 << 15, 1024)
+    return {
+        "vector add 32M": lambda: add_kernel[(1 << 15,)](x, y, o, 1 << 25, BLOCK=1024),
+        "row softmax 32768 x 1000": lambda: softmax_kernel[(1 << 15,)](
+            rows, out, 1000, *rows.stride(), *out.stride(), BLOCK_N=1024
+        ),
+    }
+
+
 def _qkv(length: int) -> list[torch.Tensor]:
     return [torch.randn(1, HEADS, length, DIM) for _ in range(3)]
 

@@ -1,6 +1,7 @@
-"""`make bench`: the simulator against Triton's interpreter and against PyTorch, counting on and off; import time.
+"""`make bench`: the simulator against Triton's interpreter and against PyTorch, counting on and off; import time; extra
+memory of a large launch. With --paper-table also the seconds for the paper's table, at full size: a few minutes.
 
-Everything runs on one thread. Prints a table and writes build/benchmarks.json.
+Everything but the paper's table runs on one thread. Prints a table and writes build/benchmarks.json.
 """
 
 from __future__ import annotations
@@ -12,11 +13,12 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from cme295lab import simulator
-from tests.benchmarks.timing import medians, seconds_of
+from tests.benchmarks.timing import medians, peak_growth_bytes, seconds_of
 
 ROOT = Path(__file__).resolve().parents[2]
 REPEATS = 7
@@ -56,6 +58,33 @@ def simulator_rows() -> list[dict[str, float | str]]:
     return rows
 
 
+def extra_megabytes() -> dict[str, float]:
+    """What launches over 32 M elements add to the process's memory at their peak, plain and counted."""
+    from tests.benchmarks import cases
+
+    extra: dict[str, float] = {}
+    for name, launch in cases.large_launches().items():
+        for how, place in (("plain", simulator.enabled), ("counted", simulator.trace)):
+            with place():
+                extra[f"{name}, {how}"] = peak_growth_bytes(launch) / 2**20
+    return extra
+
+
+def paper_table_seconds() -> dict[str, float]:
+    """Wall-clock seconds of the paper's table at full size, on all cores: executed, and counted without computing."""
+    from cme295lab.attention.paper_table import run_paper_table
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(os.cpu_count() or 1)
+    try:
+        return {
+            "executed": seconds_of(lambda: run_paper_table(progress=False)),
+            "counted only": seconds_of(lambda: run_paper_table(progress=False, compute=False)),
+        }
+    finally:
+        torch.set_num_threads(threads)
+
+
 def import_seconds() -> float:
     """Median time of `import cme295lab` in a fresh interpreter, less the interpreter's own start."""
     imports = statistics.median(seconds_of(lambda: _child("-c", "import cme295lab")) for _ in range(9))
@@ -82,15 +111,24 @@ def main() -> None:
     """Measure, print, and keep the figures in build/benchmarks.json."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "benchmarks.json")
+    parser.add_argument("--paper-table", action="store_true", help="time the paper's table, too (minutes)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = simulator_rows()
-    result = {"simulator": rows, "import seconds": import_seconds()}
+    result: dict[str, Any] = {
+        "simulator": rows, "import seconds": import_seconds(), "extra megabytes": extra_megabytes()
+    }  # fmt: skip
+    if options.paper_table:
+        result["paper table seconds"] = paper_table_seconds()
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(result, indent=2) + "\n")
     print("  ".join([f"{'case':<38}", *(f"{k:>10}" for k in list(rows[0])[1:])]))
     print("\n".join(map(_line, rows)))
-    print(f"import cme295lab: {result['import seconds']:.3f} s\nwritten to {options.output.relative_to(ROOT)}")
+    print(f"import cme295lab: {result['import seconds']:.3f} s")
+    for name in ("extra megabytes", "paper table seconds"):
+        for case, number in result.get(name, {}).items():
+            print(f"{name}, {case}: {number:.0f}")
+    print(f"written to {options.output.relative_to(ROOT)}")
 
 
 if __name__ == "__main__":

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import statistics
+import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 
 def seconds_of(run: Callable[[], object]) -> float:
@@ -12,6 +15,32 @@ def seconds_of(run: Callable[[], object]) -> float:
     start = time.perf_counter()
     run()
     return time.perf_counter() - start
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds now (Linux)."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_growth_bytes(run: Callable[[], object]) -> int:
+    """How much memory the process holds at its peak during a call beyond what it held before."""
+    done = threading.Event()
+    before = peak = resident_bytes()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.002):
+            peak = max(peak, resident_bytes())
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        run()
+    finally:
+        done.set()
+        watcher.join()
+    return max(peak, resident_bytes()) - before
 
 
 def medians(*runs: Callable[[], object], repeats: int) -> list[float]:

@@ -131,6 +131,21 @@ def two_steps_kernel(x_ptr, scratch_ptr, o_ptr, FIRST: tl.constexpr):
         tl.store(o_ptr + tl.load(scratch_ptr + tl.program_id(0) * 16 + lanes), 1.0)
 
 
+@triton.jit
+def count_up_kernel(counter_ptr, o_ptr):
+    place = tl.atomic_add(counter_ptr + tl.program_id(0), 1)
+    tl.store(o_ptr + place, 1.0)
+
+
+def test_an_atomic_that_meets_what_was_not_computed_is_refused():
+    x, scratch, o = torch.rand(64), torch.zeros(64, dtype=torch.int32), torch.zeros(64)
+    with simulator.trace(compute=False):
+        count_up_kernel[(4,)](scratch, o)
+        two_steps_kernel[(4,)](x, scratch, o, FIRST=True)
+        with pytest.raises(simulator.SimulatorError, match="an atomic operation meets memory"):
+            count_up_kernel[(4,)](scratch, o)
+
+
 def test_integers_that_were_not_computed_are_refused_in_later_launches_too():
     x, scratch, o = torch.rand(64), torch.zeros(64, dtype=torch.int32), torch.zeros(64)
     with simulator.trace(compute=False):
