@@ -6,6 +6,7 @@ Nothing here judges. An `Observation` is plain data: tensors, counts and text.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import signal
 import sys
 import sysconfig
@@ -20,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cme295lab.grading.result import Kind
+from cme295lab.grading.result import Kind, Outcome
 from cme295lab.grading.watch import Allocation, Watch, line_text
 
 _NOT_STUDENT_CODE = (
@@ -223,6 +224,26 @@ NOT_ATTEMPTED = StudentError(
     "NotImplementedError",
     "Replace the line `raise NotImplementedError()` by your code (and delete that line).",
 )
+
+
+def refuse_function(student: Any, name: str) -> Outcome | None:
+    """Say why a student's function cannot be checked: it is none, or still a stub.
+
+    Args:
+        student: what was handed over.
+        name: what the exercise calls it.
+    """
+    if not callable(student):
+        cause = f"hand over the function {name} itself, not what it returned"
+        return Outcome(name="there is a function", kind=Kind.WRONG_SHAPE, cause=cause)
+    if inspect.isfunction(student) and is_stub(student):
+        return Outcome(name="the function is written", kind=NOT_ATTEMPTED.kind, cause=NOT_ATTEMPTED.cause)
+    return None
+
+
+def is_stub(function: Callable[..., Any]) -> bool:
+    """Whether a function is what the exercise began with."""
+    return "raise NotImplementedError" in inspect.getsource(function)
 
 
 def student_error(error: BaseException, time_limit_s: float = 0.0) -> StudentError:

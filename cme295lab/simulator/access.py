@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from cme295lab.simulator import dtypes
-from cme295lab.simulator.addresses import Access, count, elements, out_of_bounds, plan
+from cme295lab.simulator.addresses import Access, count, elements, out_of_bounds, plan, touched
 from cme295lab.simulator.arithmetic import Operand
 from cme295lab.simulator.broadcasting import common_shape, lifted, result
 from cme295lab.simulator.casts import cast
@@ -30,9 +30,7 @@ def load(m: Machine, pointer: Operand, mask: Operand | None = None, other: Opera
     access = plan(m, pointer, mask, "tl.load", cut_rows=not fill_varies)
     dtype = access.pointer.dtype
     if isinstance(m.tape, BlankTape) and (dtype.is_float or access.pointer.storage.memory in m.tape.blank):
-        _check_bounds(m, access, "load")
-        if m.counting:
-            count(m, access, "load")
+        _check_and_count(m, access, "load")
         return blank(m, dtype, access.shape)
     fill = _fill(m, other, dtype)
     later = dtype.is_float and _is_tiles(m, access, dtype.torch)
@@ -57,20 +55,12 @@ def load(m: Machine, pointer: Operand, mask: Operand | None = None, other: Opera
     return result(m, data, dtype, access.shape)
 
 
-def _check_bounds(m: Machine, access: Access, kind: AccessKind) -> None:
-    """Whether an access that is not made would stay inside the tensor."""
-    storage = access.pointer.storage
-    if access.prefix == 0:
-        return
-    if access.rows is not None:
-        first, length = access.rows.starts, access.rows.length
-    else:
-        first, length = elements(m, access), 1
-    if access.mask is not None:
-        size = np.broadcast_shapes(first.shape, access.mask.shape)
-        first = np.broadcast_to(first, size)[np.broadcast_to(access.mask, size)]
-    if not _inside(first, length, storage):
+def _check_and_count(m: Machine, access: Access, kind: AccessKind) -> None:
+    """All of an access but the access: it is made later, or never."""
+    if access.prefix != 0 and not _inside(*touched(m, access), access.pointer.storage):
         raise out_of_bounds(m, access, kind)
+    if m.counting:
+        count(m, access, kind)
 
 
 def _is_tiles(m: Machine, access: Access, held: torch.dtype) -> bool:
@@ -89,10 +79,7 @@ def _is_tiles(m: Machine, access: Access, held: torch.dtype) -> bool:
 def _load_later(m: Machine, access: Access, repeats: int, fill: Array | float) -> Block:
     rows = access.rows
     assert rows is not None
-    if not _inside(rows.starts, rows.length, access.pointer.storage):
-        raise out_of_bounds(m, access, "load")
-    if m.counting:
-        count(m, access, "load")
+    _check_and_count(m, access, "load")
     number: Any = fill if isinstance(fill, int | float) else fill.reshape(-1)[0].item()
     return load_later(m, access, rows, repeats, number)
 
@@ -225,10 +212,8 @@ def store(m: Machine, pointer: Operand, value: Operand, mask: Operand | None = N
         )
     block = cast(m, block, access.pointer.dtype)
     if isinstance(m.tape, BlankTape) and is_pending(block, m):
-        _check_bounds(m, access, "store")
+        _check_and_count(m, access, "store")
         m.tape.blank.add(storage.memory)
-        if m.counting:
-            count(m, access, "store")
         return
     waits = is_pending(block, m) or (block.dtype.is_float and is_deferred(m, block))
     if waits and not m.shows_values and _is_tiles(m, access, held_as(block.dtype)):
@@ -248,10 +233,7 @@ def store(m: Machine, pointer: Operand, value: Operand, mask: Operand | None = N
 def _store_later(m: Machine, access: Access, block: Block) -> None:
     rows = access.rows
     assert rows is not None
-    if not _inside(rows.starts, rows.length, access.pointer.storage):
-        raise out_of_bounds(m, access, "store")
-    if m.counting:
-        count(m, access, "store")
+    _check_and_count(m, access, "store")
     store_later(m, access, rows, written_out(m, source(m, block, len(access.shape))))
 
 

@@ -213,14 +213,23 @@ def _num_active_lanes(m: Machine, access: Access) -> int:
 
 def _cover(m: Machine, access: Access, coverage: Coverage) -> None:
     """Add the touched addresses to a set of distinct elements, as rows where they are rows."""
-    touched = access.rows.starts if access.rows is not None else elements(m, access)
-    if access.mask is not None:
-        size = np.broadcast_shapes(touched.shape, access.mask.shape)
-        touched = np.broadcast_to(touched, size)[np.broadcast_to(access.mask, size)]
+    first, length = touched(m, access)
     if access.rows is not None:
-        coverage.add_rows(touched, access.rows.length)
+        coverage.add_rows(first, length)
     else:
-        coverage.add_elements(touched)
+        coverage.add_elements(first)
+
+
+def touched(m: Machine, access: Access) -> tuple[np.ndarray, int]:
+    """The addresses of active lanes, as runs of consecutive elements: where each begins, and their length."""
+    if access.rows is not None:
+        first, length = access.rows.starts, access.rows.length
+    else:
+        first, length = elements(m, access), 1
+    if access.mask is not None:
+        size = np.broadcast_shapes(first.shape, access.mask.shape)
+        first = np.broadcast_to(first, size)[np.broadcast_to(access.mask, size)]
+    return first, length
 
 
 def _record(m: Machine, access: Access, kind: AccessKind) -> None:

@@ -23,6 +23,7 @@ from cme295lab.simulator.cost import (
     AddressLog,
     CacheReport,
     CacheTraffic,
+    HasCacheTraffic,
     LaunchCost,
     Roofline,
     roofline,
@@ -34,7 +35,7 @@ from cme295lab.simulator.storage import Storage
 
 
 @dataclass(frozen=True, kw_only=True)
-class TensorTraffic:
+class TensorTraffic(HasCacheTraffic):
     """Bytes that moved between one tensor and the programs.
 
     Attributes:
@@ -61,28 +62,8 @@ class TensorTraffic:
     num_stores: int = 0
     cache: Callable[[], CacheTraffic] = field(default=CacheTraffic, repr=False, compare=False)
 
-    @property
-    def dram_bytes(self) -> int:
-        """Bytes of the tensor that cross the main memory's bus, by the cache model of `cost.l2`."""
-        return self.cache().dram_bytes
-
-    @property
-    def dram_read_bytes(self) -> int:
-        return self.cache().dram_read_bytes
-
-    @property
-    def dram_written_bytes(self) -> int:
-        return self.cache().dram_written_bytes
-
-    @property
-    def l2_hit_bytes(self) -> int:
-        """Bytes that reach the L2 cache, in sectors that it holds already."""
-        return self.cache().l2_hit_bytes
-
-    @property
-    def sector_bytes(self) -> int:
-        """Bytes that reach the L2 cache as whole sectors of 32 bytes."""
-        return self.cache().sector_bytes
+    def _cache_traffic(self) -> CacheTraffic:
+        return self.cache()
 
     @property
     def distinct_bytes(self) -> int:
@@ -138,7 +119,7 @@ class Step:
 
 
 @dataclass(kw_only=True)
-class Launch:
+class Launch(HasCacheTraffic):
     """One launch of a kernel, counted.
 
     Attributes:
@@ -209,27 +190,8 @@ class Launch:
         gpu = self.device if device is None else get_device(device)
         return roofline(gpu, self.dot_flops_by_format, self.flops, self.cache(gpu).dram_bytes, dtype)
 
-    @property
-    def dram_bytes(self) -> int:
-        """Bytes that cross the main memory's bus, on the trace's device with the default settings of `cache`."""
-        return self.cache().dram_bytes
-
-    @property
-    def dram_read_bytes(self) -> int:
-        return self.cache().dram_read_bytes
-
-    @property
-    def dram_written_bytes(self) -> int:
-        return self.cache().dram_written_bytes
-
-    @property
-    def l2_hit_bytes(self) -> int:
-        return self.cache().l2_hit_bytes
-
-    @property
-    def sector_bytes(self) -> int:
-        """Bytes that reach the L2 cache, as whole sectors."""
-        return self.cache().sector_bytes
+    def _cache_traffic(self) -> CacheTraffic:
+        return self.cache().total
 
     def compile_report(
         self, device: str | Device | None = None, num_warps: int | None = None, num_stages: int | None = None

@@ -10,7 +10,7 @@ from typing import Any
 
 from cme295lab.hardware import Device, get_device
 from cme295lab.simulator import frontend
-from cme295lab.simulator.cost import AddressLog, Roofline, one_after_another
+from cme295lab.simulator.cost import AddressLog, CacheTraffic, HasCacheTraffic, Roofline, one_after_another
 from cme295lab.simulator.debug import Check, Problem, Problems, Watch, unseen
 from cme295lab.simulator.errors import SimulatorError
 from cme295lab.simulator.launch import Settings, launch
@@ -67,7 +67,7 @@ class Table:
 
 
 @dataclass(eq=False)
-class Trace:
+class Trace(HasCacheTraffic):
     """Everything that was launched inside a `simulator.trace()` block.
 
     Attributes:
@@ -107,29 +107,8 @@ class Trace:
         """Compulsory traffic: each byte of each tensor once per launch."""
         return sum(x.distinct_bytes for x in self.launches)
 
-    @property
-    def dram_bytes(self) -> int:
-        """Bytes that cross the main memory's bus, by the cache model (`simulator.cost.l2`); the cache is cold at each
-        launch."""
-        return sum(x.dram_bytes for x in self.launches)
-
-    @property
-    def dram_read_bytes(self) -> int:
-        return sum(x.dram_read_bytes for x in self.launches)
-
-    @property
-    def dram_written_bytes(self) -> int:
-        return sum(x.dram_written_bytes for x in self.launches)
-
-    @property
-    def l2_hit_bytes(self) -> int:
-        """Bytes that reach the L2 cache, in sectors that it holds already."""
-        return sum(x.l2_hit_bytes for x in self.launches)
-
-    @property
-    def sector_bytes(self) -> int:
-        """Bytes that reach the L2 cache, as whole sectors of 32 bytes."""
-        return sum(x.sector_bytes for x in self.launches)
+    def _cache_traffic(self) -> CacheTraffic:
+        return sum((x.cache().total for x in self.launches), CacheTraffic())
 
     def roofline(self, dtype: str | None = None) -> Roofline:
         """Lower bounds on the time of all launches, one after another, on the trace's device.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 
 from cme295lab.grading.exercise import Property
-from cme295lab.grading.observe import NOT_ATTEMPTED, Observation, TimeLimitReached, quiet, student_error, time_limit
+from cme295lab.grading.observe import Observation, TimeLimitReached, quiet, refuse_function, student_error, time_limit
 from cme295lab.grading.result import Kind, Outcome
 from cme295lab.units import KiB, format_bytes
 
@@ -64,12 +63,7 @@ def properties(*, seed: int = 0) -> list[Property]:
 
 def refuse(student: Any) -> Outcome | None:
     """Say why this cannot be checked."""
-    if not callable(student):
-        cause = "hand over the function choose_blocks itself, not what it returned"
-        return Outcome(name="there is a function", kind=Kind.WRONG_SHAPE, cause=cause)
-    if inspect.isfunction(student) and "raise NotImplementedError" in inspect.getsource(student):
-        return Outcome(name="the function is written", kind=NOT_ATTEMPTED.kind, cause=NOT_ATTEMPTED.cause)
-    return None
+    return refuse_function(student, "choose_blocks")
 
 
 def _property(name: str, size: Size) -> Property:

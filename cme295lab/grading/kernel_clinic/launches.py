@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +16,7 @@ from cme295lab.grading.observe import (
     Observation,
     StudentError,
     TimeLimitReached,
+    is_stub,
     quiet,
     time_limit,
 )
@@ -40,7 +40,7 @@ def refuse(student: Any, parameters: tuple[str, ...]) -> Outcome | None:
         return Outcome(name="there are a kernel and a grid", kind=Kind.WRONG_SHAPE, cause=cause)
     kernel, grid = student
     refusal = refuse_kernel(kernel, parameters)
-    if refusal is None and "raise NotImplementedError" in inspect.getsource(grid):
+    if refusal is None and is_stub(grid):
         return Outcome(name="the grid is written", kind=NOT_ATTEMPTED.kind, cause=NOT_ATTEMPTED.cause)
     return refusal
 

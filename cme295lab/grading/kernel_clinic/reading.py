@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 
 from cme295lab.grading.exercise import Property
-from cme295lab.grading.observe import NOT_ATTEMPTED, Observation, observe_call
+from cme295lab.grading.observe import Observation, observe_call, refuse_function
 from cme295lab.grading.result import Kind, Outcome
 
 ROWS, COLUMNS, BLOCK, DEVICE = 256, 4096, 1024, "A100"
@@ -77,12 +76,7 @@ def properties() -> list[Property]:
 
 def refuse(student: Any) -> Outcome | None:
     """Say why this cannot be checked."""
-    if not callable(student):
-        cause = "hand over the function answers itself, not what it returned"
-        return Outcome(name="there is a function", kind=Kind.WRONG_SHAPE, cause=cause)
-    if inspect.isfunction(student) and "raise NotImplementedError" in inspect.getsource(student):
-        return Outcome(name="the function is written", kind=NOT_ATTEMPTED.kind, cause=NOT_ATTEMPTED.cause)
-    return None
+    return refuse_function(student, "answers")
 
 
 def _property(name: str, sentence: str) -> Property:

@@ -9,10 +9,10 @@ for.
 from __future__ import annotations
 
 from cme295lab.simulator.cost.log import AddressLog
-from cme295lab.simulator.cost.report import AccessSummary, CacheReport, CacheTraffic, LaunchCost
+from cme295lab.simulator.cost.report import AccessSummary, CacheReport, CacheTraffic, HasCacheTraffic, LaunchCost
 from cme295lab.simulator.cost.roofline import Roofline, one_after_another, roofline
 
 __all__ = [
-    "AccessSummary", "AddressLog", "CacheReport", "CacheTraffic", "LaunchCost", "Roofline", "one_after_another",
-    "roofline",
+    "AccessSummary", "AddressLog", "CacheReport", "CacheTraffic", "HasCacheTraffic", "LaunchCost", "Roofline",
+    "one_after_another", "roofline",
 ]  # fmt: skip

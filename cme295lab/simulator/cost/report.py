@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -80,8 +81,39 @@ class CacheTraffic:
         )
 
 
+class HasCacheTraffic(ABC):
+    """The figures of a `CacheTraffic` as attributes of whatever has one."""
+
+    @abstractmethod
+    def _cache_traffic(self) -> CacheTraffic:
+        """What it has."""
+
+    @property
+    def sector_bytes(self) -> int:
+        """Bytes that reach the L2 cache, as whole sectors of 32 bytes."""
+        return self._cache_traffic().sector_bytes
+
+    @property
+    def l2_hit_bytes(self) -> int:
+        """Bytes that reach the L2 cache, in sectors that it holds already."""
+        return self._cache_traffic().l2_hit_bytes
+
+    @property
+    def dram_bytes(self) -> int:
+        """Bytes that cross the main memory's bus, by the cache model of `cost.l2` with its default settings."""
+        return self._cache_traffic().dram_bytes
+
+    @property
+    def dram_read_bytes(self) -> int:
+        return self._cache_traffic().dram_read_bytes
+
+    @property
+    def dram_written_bytes(self) -> int:
+        return self._cache_traffic().dram_written_bytes
+
+
 @dataclass(frozen=True, kw_only=True)
-class CacheReport:
+class CacheReport(HasCacheTraffic):
     """A launch seen through the L2 cache of a GPU; `cost.l2` and `cost.schedule` state the model.
 
     Attributes:
@@ -105,25 +137,8 @@ class CacheReport:
         """All tensors together."""
         return sum(self.tensors.values(), CacheTraffic())
 
-    @property
-    def sector_bytes(self) -> int:
-        return self.total.sector_bytes
-
-    @property
-    def l2_hit_bytes(self) -> int:
-        return self.total.l2_hit_bytes
-
-    @property
-    def dram_read_bytes(self) -> int:
-        return self.total.dram_read_bytes
-
-    @property
-    def dram_written_bytes(self) -> int:
-        return self.total.dram_written_bytes
-
-    @property
-    def dram_bytes(self) -> int:
-        return self.total.dram_bytes
+    def _cache_traffic(self) -> CacheTraffic:
+        return self.total
 
     @property
     def hit_rate(self) -> float:
