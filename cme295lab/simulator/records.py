@@ -29,6 +29,7 @@ from cme295lab.simulator.cost import (
     roofline,
 )
 from cme295lab.simulator.errors import SimulatorError
+from cme295lab.simulator.indices import index_of
 from cme295lab.simulator.launch import Outcome
 from cme295lab.simulator.machine import AccessEvent, AssignEvent
 from cme295lab.simulator.storage import Storage
@@ -72,12 +73,7 @@ class TensorTraffic(HasCacheTraffic):
 
     def index_of(self, element_offset: int) -> tuple[int, ...]:
         """Index of the element at an offset (in elements) from the tensor's first one."""
-        index = [0] * len(self.shape)
-        rest = element_offset
-        for axis in sorted(range(len(self.shape)), key=lambda a: -self.strides[a]):
-            if self.shape[axis] > 1 and self.strides[axis]:
-                index[axis], rest = divmod(rest, self.strides[axis])
-        return tuple(index)
+        return index_of(self.shape, self.strides, element_offset)
 
     def __add__(self, other: TensorTraffic) -> TensorTraffic:
         counts = (

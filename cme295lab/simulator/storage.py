@@ -32,6 +32,11 @@ def values_of(words: np.ndarray, dtype: DType) -> Array:
     return tensor if tensor.dtype == dtype.torch else tensor.view(dtype.torch)
 
 
+def windows(flat: np.ndarray, length: int) -> np.ndarray:
+    """View of all (overlapping) runs of `length` elements of a flat array; shape (len(flat) - length + 1, length)."""
+    return np.lib.stride_tricks.as_strided(flat, (len(flat) - length + 1, length), (flat.itemsize, flat.itemsize))
+
+
 class Coverage:
     """The set of elements touched so far, for the count of distinct bytes.
 
@@ -121,7 +126,5 @@ class Storage:
         return self.dtype.is_bf16() or self.dtype.is_fp8()
 
     def windows(self, length: int) -> np.ndarray:
-        """View of all (overlapping) runs of `length` elements, for copying whole rows; shape (num_elements - length +
-        1, length)."""
-        step = self.raw.itemsize
-        return np.lib.stride_tricks.as_strided(self.raw, (self.num_elements - length + 1, length), (step, step))
+        """View of all runs of `length` elements, for copying whole rows."""
+        return windows(self.raw, length)

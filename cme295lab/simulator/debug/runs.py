@@ -8,6 +8,7 @@ import numpy as np
 
 from cme295lab.simulator.addresses import Access, active_lanes, elements
 from cme295lab.simulator.machine import Machine
+from cme295lab.simulator.storage import windows
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,7 @@ class Runs:
 
     def windows(self, flat: np.ndarray) -> np.ndarray:
         """View of all runs of this length in a flat array: index it with `starts` to read or write them."""
-        step = flat.itemsize
-        return np.lib.stride_tricks.as_strided(flat, (len(flat) - self.length + 1, self.length), (step, step))
+        return windows(flat, self.length)
 
     def scaled(self, factor: int) -> Runs:
         """The same memory in units `factor` times smaller."""
