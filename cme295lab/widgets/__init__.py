@@ -10,6 +10,8 @@ from cme295lab.widgets.cache_explorer import CacheExplorer
 from cme295lab.widgets.cache_scenario import CacheScenario, cache_scenario
 from cme295lab.widgets.figures import RooflinePoint, block_size_map, memory_hierarchy, roofline, traffic_bars
 from cme295lab.widgets.picture import Picture
+from cme295lab.widgets.shard_map import ShardMap
+from cme295lab.widgets.shard_scenario import ShardScenario, shard_scenario
 from cme295lab.widgets.tile_walk import TileWalk
 from cme295lab.widgets.traffic_explorer import TrafficExplorer
 from cme295lab.widgets.traffic_scenario import TrafficScenario, traffic_scenario
@@ -22,6 +24,8 @@ __all__ = [
     "Picture",
     "ProgramWalk",
     "RooflinePoint",
+    "ShardMap",
+    "ShardScenario",
     "TileWalk",
     "TrafficExplorer",
     "TrafficScenario",
@@ -32,6 +36,7 @@ __all__ = [
     "cache_scenario",
     "memory_hierarchy",
     "roofline",
+    "shard_scenario",
     "traffic_bars",
     "traffic_scenario",
     "walk_records",

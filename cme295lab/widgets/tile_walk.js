@@ -4,21 +4,6 @@
 const SIZE = 320; // edge of the score matrix, in SVG units
 const LEFT = 74, TOP = 84, STRIP = 20, GAP = 8;
 const PLAY_MS = 450;
-const OWN_KEYS = new Set(["ArrowLeft", "ArrowRight", "ArrowUp", "ArrowDown", "Home", "End", "PageUp", "PageDown", " ", "Enter"]);
-const SVG = "http://www.w3.org/2000/svg";
-
-function node(parent, tag, attributes = {}, text = "") {
-  const isSvg = tag === "svg" || parent.namespaceURI === SVG;
-  const element = isSvg ? document.createElementNS(SVG, tag) : document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  if (text) element.textContent = text;
-  parent.appendChild(element);
-  return element;
-}
-
-function rectangle(parent, x, y, width, height, className) {
-  return node(parent, "rect", { x, y, width: Math.max(width, 0), height: Math.max(height, 0), class: className });
-}
 
 const same = (a, b) => a !== null && b !== null && a[0] === b[0];
 
@@ -145,18 +130,10 @@ function drawMeters(parent, meters) {
   });
 }
 
-function button(parent, text, label, action) {
-  const element = node(parent, "button", { type: "button", "aria-label": label, title: label }, text);
-  element.addEventListener("click", action);
-  return element;
-}
-
 function render({ model, el }) {
   const walk = model.get("walk");
   const root = node(el, "div", { class: "tw" });
-  root.addEventListener("keydown", event => { // else the notebook takes the arrow keys to walk through its cells
-    if (OWN_KEYS.has(event.key) && !event.ctrlKey && !event.metaKey && !event.altKey) event.stopPropagation();
-  });
+  keepOwnKeys(root);
   const bar = node(root, "div", { class: "tw-bar" });
   const body = node(root, "div", { class: "tw-body" });
   const picture = node(body, "div", { class: "tw-picture" });
@@ -174,31 +151,14 @@ function render({ model, el }) {
     else if (step < 0 && program > 0) go(program - 1, Infinity);
     else go(program, step);
   };
-  const slider = (label, className, onInput) => {
-    const box = node(bar, "label", { class: className }, label);
-    const input = node(box, "input", { type: "range", min: 0, step: 1, "aria-label": label });
-    input.addEventListener("input", () => { pause(); onInput(Number(input.value)); });
-    return { input, out: node(box, "output") };
-  };
-  const programs = slider("program", "tw-program", value => go(value, 0));
-  const steps = slider("step", "tw-step", value => go(model.get("program"), value));
+  const programs = slider(bar, "program", "tw-program", value => { pause(); go(value, 0); });
+  const steps = slider(bar, "step", "tw-step", value => { pause(); go(model.get("program"), value); });
   const kinds = node(steps.input.parentElement, "span", { class: "tw-kinds", "aria-hidden": "true" });
-  const buttons = node(bar, "span", { class: "tw-buttons" });
-  button(buttons, "◀", "one step back", () => { pause(); move(-1); });
-  const play = button(buttons, "▶ play", "play", () => (timer === null ? start() : pause()));
-  button(buttons, "▶", "one step on", () => { pause(); move(1); });
-
-  let timer = null;
-  const pause = () => { clearInterval(timer); timer = null; play.textContent = "▶ play"; play.setAttribute("aria-label", "play"); };
-  const start = () => {
-    if (atEnd()) go(0, 0);
-    play.textContent = "❚❚ pause"; play.setAttribute("aria-label", "pause");
-    timer = setInterval(() => (atEnd() ? pause() : move(1)), PLAY_MS);
-  };
   const atEnd = () => {
     const program = model.get("program");
     return program === walk.programs.length - 1 && model.get("step") === walk.programs[program].steps.length - 1;
   };
+  const { pause } = player(bar, { move, atEnd, restart: () => go(0, 0), everyMs: PLAY_MS });
 
   const showMatrix = drawMatrix(picture, walk);
   drawLegend(picture, walk.causal);

@@ -3,7 +3,6 @@
 import itertools
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import anywidget
@@ -13,6 +12,7 @@ from cme295lab.hardware import Device, get_device
 from cme295lab.units import format_bytes
 from cme295lab.widgets.picture import Picture
 from cme295lab.widgets.walk_figure import draw_walk
+from cme295lab.widgets.walk_files import walk_source, walk_style
 from cme295lab.widgets.walk_records import (
     ProgramWalk,
     RecordedLaunch,
@@ -23,7 +23,6 @@ from cme295lab.widgets.walk_records import (
 )
 from cme295lab.widgets.working_set import working_set
 
-_HERE = Path(__file__).parent
 _MAX_STEPS = 6000  # about 2 MB in the browser
 _numbers = itertools.count(1)
 
@@ -52,8 +51,7 @@ class TileWalk(anywidget.AnyWidget):
         records: the steps as typed records, one `ProgramWalk` per program.
     """
 
-    _esm = (_HERE / "tile_walk.js").read_text(encoding="utf-8")
-    _css = (_HERE / "tile_walk.css").read_text(encoding="utf-8")
+    _esm, _css = walk_source("tile_walk.js"), walk_style("tile_walk.css")
     walk = traitlets.Dict().tag(sync=True)
     program = traitlets.Int(0).tag(sync=True)
     step = traitlets.Int(0).tag(sync=True)
