@@ -1,0 +1,40 @@
+"""The decoder-only language model that the course trains, shards and measures.
+
+Read in this order: ``config`` (the shape of a model, its exact number of parameters by formula, and the published
+models as presets), ``decoder`` (the same shape as plain PyTorch). A test holds the two together: the parameters of the
+built model, on the meta device and without a byte of memory, are as many as the formula says, for every preset.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cme295lab.transformer.config import PRESETS, ModelConfig, ParameterCounts, preset
+    from cme295lab.transformer.decoder import Block, DecoderLM
+
+_HOME = {
+    "Block": "decoder",
+    "DecoderLM": "decoder",
+    "ModelConfig": "config",
+    "PRESETS": "config",
+    "ParameterCounts": "config",
+    "preset": "config",
+}
+_MODULES = ("config", "decoder")
+
+__all__ = ["ModelConfig", "ParameterCounts", "PRESETS", "preset", "DecoderLM", "Block"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, so that counting parameters costs no import of torch."""
+    if name in _MODULES:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in _HOME:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
