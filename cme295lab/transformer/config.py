@@ -115,10 +115,9 @@ class ModelConfig:
     rope_theta: float = 10_000.0
 
     def __post_init__(self) -> None:
-        if self.num_kv_heads is None:
-            object.__setattr__(self, "num_kv_heads", self.num_heads)
-        if self.head_dim is None:
-            object.__setattr__(self, "head_dim", self._default_head_dim())
+        for name, default in (("num_kv_heads", lambda: self.num_heads), ("head_dim", self._default_head_dim)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default())
         for name in _COUNTS:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool):
