@@ -1,0 +1,38 @@
+"""Many processes that train one model: launching them, counting what they send, data parallelism and ZeRO.
+
+Read in this order: ``launcher`` (a function, run on several real processes, from a script or a notebook cell), ...
+
+Everything works on the CPU (gloo) and on GPUs (nccl), and unchanged under ``torchrun`` on many machines.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cme295lab.parallel.blame import DistributedError
+    from cme295lab.parallel.launcher import run_distributed
+    from cme295lab.parallel.pool import shutdown_pool
+    from cme295lab.parallel.worker import report_progress
+
+# Name -> the module that it lives in, one line a name, in the order of the alphabet.
+_HOME = {
+    "DistributedError": "blame",
+    "report_progress": "worker",
+    "run_distributed": "launcher",
+    "shutdown_pool": "pool",
+}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, so that the formulas of this room cost no import of torch."""
+    if name in _HOME:
+        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
