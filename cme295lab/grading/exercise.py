@@ -35,6 +35,24 @@ class Property:
     needs: tuple[str, ...] = ()
 
 
+class Once:
+    """One run of the student's code that several properties judge; an `observe` for each of them.
+
+    Args:
+        observe: runs the student's code on one input.
+    """
+
+    def __init__(self, observe: Callable[[Any], Observation]) -> None:
+        self._observe = observe
+        self._seen: tuple[Any, Observation] | None = None
+
+    def __call__(self, student: Any) -> Observation:
+        """Run the student's code, unless it was this student's that ran last."""
+        if self._seen is None or self._seen[0] is not student:
+            self._seen = student, self._observe(student)
+        return self._seen[1]
+
+
 class Check(Protocol):
     """Builds the properties of an exercise; the arguments choose inputs other than the visible ones."""
 
@@ -65,7 +83,7 @@ class Exercise:
 def judge_all(properties: Iterable[Property], student: Any) -> tuple[Outcome, ...]:
     """Judge the student's code on every property, in order.
 
-    Code that ran out of time or used something forbidden is not run again: the rest is reported as not judged.
+    Code that ran out of time, deadlocked or used something forbidden is not run again: the rest is not judged.
     """
     outcomes: list[Outcome] = []
     failed: set[str] = set()
@@ -77,7 +95,7 @@ def judge_all(properties: Iterable[Property], student: Any) -> tuple[Outcome, ..
             outcome = Outcome(name=item.name, kind=Kind.NOT_JUDGED, cause=reason)
         else:
             outcome = _judge(item, item.observe(student))
-            if outcome.kind in (Kind.TIMED_OUT, Kind.NOT_ALLOWED):
+            if outcome.kind in (Kind.TIMED_OUT, Kind.DEADLOCK, Kind.NOT_ALLOWED):
                 stop = f"the code was not run again after: {outcome.kind}"
         if not outcome.passed:
             failed.add(item.name)

@@ -104,6 +104,63 @@ class LaunchFacts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Communication:
+    """One call of torch.distributed by one rank.
+
+    Args:
+        collective: such as "all_reduce", "send" or "recv".
+        payload_bytes: of the whole tensor that it is about.
+        sent_bytes: what this rank sends for it, by the ring's count.
+        peer: to or from which rank, for "send" and "recv".
+        phase: what the check was doing then.
+        line: the student's line, such as "line 7: dist.all_reduce(x)", or an empty string.
+        tag: what the traffic is for, if the code says so.
+        from_library: whether the course's own library made the call.
+    """
+
+    collective: str
+    payload_bytes: int
+    sent_bytes: float
+    peer: int | None = None
+    phase: str = ""
+    line: str = ""
+    tag: str = ""
+    from_library: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankFacts:
+    """What one rank returned and used.
+
+    Args:
+        rank: its number.
+        outputs: what the scenario returned there, copied, by name.
+        calls: its calls of torch.distributed, in order.
+        forbidden: functions it must not call, each as a sentence.
+        changed_inputs: names of inputs that it changed in place.
+        largest: the largest tensor that a watched call allocated, or None.
+        peak_bytes: the most memory that a watched call's own tensors held at one time.
+    """
+
+    rank: int
+    outputs: Mapping[str, Any]
+    calls: tuple[Communication, ...] = ()
+    forbidden: tuple[str, ...] = ()
+    changed_inputs: tuple[str, ...] = ()
+    largest: Allocation | None = None
+    peak_bytes: int = 0
+
+    def calls_in(self, phase: str) -> tuple[Communication, ...]:
+        """The calls of one phase."""
+        return tuple(call for call in self.calls if call.phase == phase)
+
+    @property
+    def sent_bytes(self) -> float:
+        """What this rank sends in all."""
+        return sum(call.sent_bytes for call in self.calls)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Observation:
     """What one run of the student's code returned and used.
 
@@ -117,6 +174,7 @@ class Observation:
         traffic: for kernels, the bytes moved per tensor.
         sram_peak_bytes: for kernels, the most on-chip memory that one program held.
         launch: for kernels whose memory accesses are judged, what the launch did.
+        ranks: for distributed code, what each rank returned and used.
     """
 
     outputs: Mapping[str, Any] = field(default_factory=dict)
@@ -128,6 +186,7 @@ class Observation:
     traffic: Mapping[str, Traffic] = field(default_factory=dict)
     sram_peak_bytes: int = 0
     launch: LaunchFacts | None = None
+    ranks: tuple[RankFacts, ...] = ()
 
 
 def observe_call(function: Callable[..., Any], inputs: Mapping[str, Any], time_limit_s: float = 10.0) -> Observation:
