@@ -1,13 +1,16 @@
 """Many processes that train one model: launching them, counting what they send, data parallelism and ZeRO.
 
-Read in this order: ``launcher`` (a function, run on several real processes, from a script or a notebook cell), ...
+Read in this order: ``launcher`` (a function, run by several real processes, from a script or a notebook cell; behind it
+``pool``, ``worker``, ``blame``, ``console``, ``sending`` and ``in_place``), then the collectives, then what is built of
+them.
 
-Everything works on the CPU (gloo) and on GPUs (nccl), and unchanged under ``torchrun`` on many machines.
+Everything runs on the CPU (gloo) and on GPUs (nccl), and unchanged under ``torchrun`` on many machines.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
     from cme295lab.parallel.pool import shutdown_pool
     from cme295lab.parallel.worker import report_progress
 
-# Name -> the module that it lives in, one line a name, in the order of the alphabet.
+# Public name -> the module that it lives in; one line a name, here, above and in __all__.
 _HOME = {
     "DistributedError": "blame",
     "report_progress": "worker",
@@ -24,13 +27,20 @@ _HOME = {
     "shutdown_pool": "pool",
 }
 
-__all__ = sorted(_HOME)
+__all__ = [
+    "DistributedError",
+    "report_progress",
+    "run_distributed",
+    "shutdown_pool",
+]
 
 
 def __getattr__(name: str) -> Any:
     """Import a public name on first use, so that the formulas of this room cost no import of torch."""
     if name in _HOME:
         return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+    if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}"):
+        return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
 
 
