@@ -111,6 +111,7 @@ class Communication:
         collective: such as "all_reduce", "send" or "recv".
         payload_bytes: of the whole tensor that it is about.
         sent_bytes: what this rank sends for it, by the ring's count.
+        received_bytes: what it receives.
         peer: to or from which rank, for "send" and "recv".
         phase: what the check was doing then.
         line: the student's line, such as "line 7: dist.all_reduce(x)", or an empty string.
@@ -121,11 +122,18 @@ class Communication:
     collective: str
     payload_bytes: int
     sent_bytes: float
+    received_bytes: float = 0.0
     peer: int | None = None
     phase: str = ""
     line: str = ""
     tag: str = ""
     from_library: bool = False
+
+    @property
+    def text(self) -> str:
+        """In words, such as "all_reduce of 1,024 bytes"; of an exchange that may be uneven, the name alone."""
+        even = self.collective in ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "reduce")
+        return f"{self.collective} of {self.payload_bytes:,} bytes" if even else self.collective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +161,11 @@ class RankFacts:
     def calls_in(self, phase: str) -> tuple[Communication, ...]:
         """The calls of one phase."""
         return tuple(call for call in self.calls if call.phase == phase)
+
+    @property
+    def collectives(self) -> tuple[Communication, ...]:
+        """Its calls that need every rank: all but the messages from one rank to another."""
+        return tuple(call for call in self.calls if call.collective not in ("send", "recv"))
 
     @property
     def sent_bytes(self) -> float:
