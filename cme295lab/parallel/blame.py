@@ -18,12 +18,12 @@ import re
 import signal
 import sys
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-COLLECTIVES = re.compile(
+_COLLECTIVES = re.compile(
     r"_?(all_reduce|reduce_scatter|all_gather|all_to_all|broadcast|reduce|gather|scatter|barrier|monitored_barrier|"
     r"send|recv|isend|irecv|batch_isend_irecv|new_group)(_\w+)?"
 )
@@ -46,9 +46,14 @@ class Frame(NamedTuple):
     function: str
 
     @property
+    def is_installed(self) -> bool:
+        """Part of an installed package or of the standard library."""
+        return self.file.startswith((*_INSTALLED, "<frozen"))
+
+    @property
     def is_of_the_user(self) -> bool:
-        """Neither an installed package, nor the standard library, nor this library."""
-        return not self.file.startswith((*_INSTALLED, _LIBRARY, "<frozen", "<string>"))
+        """Neither installed nor part of this library."""
+        return not self.is_installed and not self.file.startswith(_LIBRARY)
 
     def describe(self) -> str:
         """Line number, file (a notebook's cell by its number) and the line itself."""
@@ -83,18 +88,20 @@ class Outcome:
         """The error only says that another rank is gone."""
         return self.end == "raised" and bool(_SOMEBODY_ELSE_IS_GONE.search(self.message))
 
+    @property
+    def waits_in_collective(self) -> bool:
+        """The rank did not end: it waits for others."""
+        return self.end == "waits" and collective_of(self.frames) is not None
+
     def describe(self) -> str:
-        """One line without the rank's number."""
+        """Say in one line, without the rank's number, how it ended."""
         if self.end == "finished":
             return "had finished"
-        if self.end == "died":
-            return self.message
         if self.end == "waits":
-            return where(self.frames)
-        if self.end == "unsendable":
-            return self.message
-        place = f", {where(self.frames, 'in')}" if self.is_a_consequence and self.frames else ""
-        return f"raised {shorten(self.message)}{place}"
+            return self.message or where(self.frames)
+        if self.is_a_consequence:
+            return f"then lost its connection to another rank {where(self.frames, 'in')}"
+        return f"raised {shorten(self.message)}" if self.end == "raised" else self.message
 
 
 class DistributedError(RuntimeError):
@@ -117,31 +124,26 @@ class DistributedError(RuntimeError):
         return type(self), (str(self), self.failures, self.culprit)
 
 
-def explain(outcomes: Mapping[int, Outcome], *, timeout_s: float) -> DistributedError:
+def explain(outcomes: Mapping[int, Outcome], *, limit: str) -> DistributedError:
     """Put the ends of all ranks into one error, the culprit first.
 
     Args:
         outcomes: one for each rank; at least one of them is not `finished`.
-        timeout_s: the limit, in s, for the text of a time-out.
+        limit: what ended the call if no rank failed, for the text.
 
     Returns:
         The error, to be raised.
     """
-    failed = [outcome for outcome in outcomes.values() if outcome.end not in ("finished", "waits")]
-    others = dict(sorted(outcomes.items()))
-    if failed:
-        culprit = min(failed, key=_guilt)
-        del others[culprit.rank]
-        text = [f"rank {culprit.rank} {culprit.describe()}"]
-        if culprit.traceback:
-            text += ["", f"Traceback of rank {culprit.rank}:", _with_cells_named(culprit.traceback.rstrip())]
-        elif culprit.frames:
-            text += [f"It {where(culprit.frames, 'was in')}"]
+    culprit = _find_culprit(outcomes)
+    others = [outcomes[rank] for rank in sorted(outcomes) if culprit is None or rank != culprit.rank]
+    if culprit is None:
+        text = [_describe_deadlock(outcomes, limit)]
+    elif culprit.end == "waits":
+        text = [f"no end after {limit}: rank {culprit.rank} {culprit.describe()}"]
     else:
-        culprit = None
-        text = [_describe_time_out(outcomes, timeout_s)]
+        text = [f"rank {culprit.rank} {_describe_culprit(culprit)}"]
     if others:
-        text += ["", "The other ranks:" if culprit else "The ranks:", *_describe_ranks(others.values())]
+        text += ["", "The other ranks:" if culprit else "All ranks:", *_describe_ranks(others)]
     failures = {rank: outcomes[rank].describe() for rank in sorted(outcomes) if outcomes[rank].end != "finished"}
     return DistributedError("\n".join(text), failures, culprit.rank if culprit else None)
 
@@ -157,28 +159,46 @@ def where(frames: Sequence[Frame], verb: str = "waits in") -> str:
         For example "waits in all_reduce at line 7 of Cell In[3]: dist.all_reduce(x)".
     """
     if not frames:
-        return f"{verb} code that shows no Python stack"
-    mine = next((frame for frame in reversed(frames) if frame.is_of_the_user), None)
-    collective = _collective(frames)
+        return "shows no Python stack" if verb == "waits in" else ""
+    of_the_user = [frame for frame in frames if frame.is_of_the_user]
+    place = (of_the_user or [frame for frame in frames if not frame.is_installed] or frames)[-1]
+    collective = collective_of(frames)
     if collective is None:
-        verb = "is busy" if verb == "waits in" else verb
-        return f"{verb} at {(mine or frames[-1]).describe()}"
-    return f"{verb} {collective} at {(mine or frames[-1]).describe()}"
+        return f"{'is busy at' if verb == 'waits in' else 'at'} {place.describe()}"
+    return f"{verb} {collective} at {place.describe()}"
 
 
-def read_stack(path: Path) -> tuple[Frame, ...]:
+def collective_of(frames: Sequence[Frame]) -> str | None:
+    """Find the collective that a stack is in.
+
+    Args:
+        frames: the stack, innermost last.
+
+    Returns:
+        Its name; "wait()" for the wait for an asynchronous one; None when the rank is in none.
+    """
+    for frame in reversed(frames):
+        is_inside = "/torch/distributed/" in frame.file or frame.file.startswith(f"{_LIBRARY}/parallel/")
+        if is_inside and _COLLECTIVES.fullmatch(frame.function):
+            return frame.function
+    is_wait = bool(frames) and ".wait(" in linecache.getline(frames[-1].file, frames[-1].line)
+    return "wait()" if is_wait else None
+
+
+def read_stack(path: Path, start_bytes: int = 0) -> tuple[Frame, ...]:
     """Read what `faulthandler` wrote.
 
     Args:
-        path: the file; missing or empty where the process could not write.
+        path: the file; it is missing where the process came to its end before it could make it.
+        start_bytes: where to start.
 
     Returns:
         The stack, innermost last.
     """
     if not path.exists():
         return ()
-    matches = [_STACK_LINE.match(line) for line in path.read_text(errors="replace").splitlines()]
-    found = [match for match in matches if match]
+    text = path.read_bytes()[start_bytes:].decode(errors="replace")
+    found = [match for line in text.splitlines() if (match := _STACK_LINE.match(line))]
     frames = [Frame(m["file"], int(m["line"]) if m["line"].isdigit() else 0, m["function"]) for m in found]
     return tuple(reversed(frames))
 
@@ -226,40 +246,40 @@ def shorten(text: str, limit: int = 300) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
-def _guilt(outcome: Outcome) -> tuple[bool, bool, float]:
-    """What comes first is to blame: deaths, then own errors, then errors about others; each by time."""
-    return outcome.is_a_consequence, outcome.end != "died", outcome.time_s
+def _find_culprit(outcomes: Mapping[int, Outcome]) -> Outcome | None:
+    """A rank that died, else the first to raise an error of its own, else one that alone keeps the others waiting."""
+    failed = [outcome for outcome in outcomes.values() if outcome.end not in ("finished", "waits")]
+    if failed:
+        return min(failed, key=lambda o: (o.is_a_consequence, o.end != "died", o.time_s))
+    not_waiting = [
+        outcome for outcome in outcomes.values() if outcome.end == "waits" and not outcome.waits_in_collective
+    ]
+    return not_waiting[0] if len(not_waiting) == 1 else None
 
 
-def _collective(frames: Sequence[Frame]) -> str | None:
-    for frame in reversed(frames):
-        inside = "/torch/distributed/" in frame.file or frame.file.startswith(f"{_LIBRARY}/parallel/")
-        if inside and COLLECTIVES.fullmatch(frame.function):
-            return frame.function
-    last = linecache.getline(frames[-1].file, frames[-1].line)
-    return "wait()" if ".wait(" in last else None
+def _describe_culprit(culprit: Outcome) -> str:
+    if culprit.traceback:
+        message = f"raised {shorten(culprit.message)}" if culprit.end == "raised" else culprit.message
+        return f"{message}\n\n{_with_cells_named(culprit.traceback.rstrip())}"
+    if culprit.frames:
+        return f"{culprit.message}, {where(culprit.frames, 'in')}"
+    return culprit.message
 
 
-def _describe_time_out(outcomes: Mapping[int, Outcome], timeout_s: float) -> str:
+def _describe_deadlock(outcomes: Mapping[int, Outcome], limit: str) -> str:
     finished = [rank for rank, outcome in outcomes.items() if outcome.end == "finished"]
-    waiting = [outcome for outcome in outcomes.values() if outcome.end == "waits"]
-    if all(_collective(outcome.frames) for outcome in waiting):
-        if finished:
-            return (
-                f"deadlock: no end after {timeout_s:g} s. {_ranks(finished)} returned, and the others wait in a "
-                "collective that needs every rank of its group"
-            )
-        return (
-            f"deadlock: no end after {timeout_s:g} s. Every rank waits in a collective, and not all of them in the "
-            "same one, or not all with the same arguments"
-        )
-    return f"no end after {timeout_s:g} s (timeout_s)"
+    running = [outcome for outcome in outcomes.values() if outcome.end == "waits"]
+    if not all(outcome.waits_in_collective for outcome in running):
+        return f"no end after {limit}"
+    if finished:
+        return f"deadlock: {_ranks(finished)} returned without a collective that the others wait in ({limit})"
+    return f"deadlock: every rank waits for another one ({limit})"
 
 
-def _describe_ranks(outcomes: Sequence[Outcome] | Mapping[int, Outcome] | object) -> list[str]:
+def _describe_ranks(outcomes: Iterable[Outcome]) -> list[str]:
     """One line for all ranks that ended alike."""
     alike: dict[str, list[int]] = {}
-    for outcome in outcomes:  # type: ignore[attr-defined]
+    for outcome in outcomes:
         alike.setdefault(outcome.describe(), []).append(outcome.rank)
     return [f"  {_ranks(ranks)} {_in_plural(text) if len(ranks) > 1 else text}" for text, ranks in alike.items()]
 
@@ -271,16 +291,16 @@ def _ranks(ranks: Sequence[int]) -> str:
 
 
 def _in_plural(text: str) -> str:
-    for singular, plural in (("waits in", "wait in"), ("is busy", "are busy"), ("was ", "were ")):
-        if text.startswith(singular):
-            return plural + text[len(singular) :]
+    for singular, plural in (("waits in", "wait in"), ("is busy", "are busy"), ("was ", "were "), (" its ", " their ")):
+        text = text.replace(singular, plural, 1) if text.startswith((singular, "then lost its")) else text
     return text
 
 
 def _with_cells_named(text: str) -> str:
     """Name notebook cells in a traceback as the notebook does."""
-    return re.sub(
-        r'File "([^"]+)"',
-        lambda match: match[0] if readable_file(match[1]) == match[1] else readable_file(match[1]),
-        text,
-    )
+
+    def name(match: re.Match[str]) -> str:
+        readable = readable_file(match[1])
+        return match[0] if readable == match[1] else readable
+
+    return re.sub(r'File "([^"]+)"', name, text)

@@ -7,9 +7,8 @@ under whatever cell runs just then.
 from __future__ import annotations
 
 import os
-import select
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 _CHUNK_BYTES = 1 << 16
 
@@ -31,23 +30,23 @@ class Console:
         self._done: dict[int, tuple[float, float]] = {}
         self._bar: Any = None
 
-    def read(self, rank: int) -> bool:
+    def read(self, rank: int) -> Literal["something", "nothing", "end"]:
         """Show what a rank has printed.
 
         Args:
             rank: the rank.
 
         Returns:
-            False when its output has ended.
+            Whether there was something, nothing yet, or nothing any more.
         """
         try:
             data = os.read(self._files[rank], _CHUNK_BYTES)
         except BlockingIOError:
-            return True
+            return "nothing"
         *lines, self._rests[rank] = (self._rests[rank] + data).split(b"\n")
         for line in lines:
             self._show(rank, line)
-        return bool(data)
+        return "something" if data else "end"
 
     def report(self, rank: int, done: float, total: float, text: str) -> None:
         """Move the bar to where the slowest of the ranks that have reported is."""
@@ -66,8 +65,8 @@ class Console:
 
     def close(self) -> None:
         """Show what is left of each rank's output, and leave the bar as it is."""
-        for rank, file in enumerate(self._files):
-            while select.select([file], [], [], 0)[0] and self.read(rank):
+        for rank in range(len(self._files)):
+            while self.read(rank) == "something":
                 pass
             if self._rests[rank]:
                 self._show(rank, self._rests[rank])

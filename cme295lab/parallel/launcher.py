@@ -1,31 +1,39 @@
-"""``run_distributed``: a function, run by several real processes at the same time, from a script or a notebook cell."""
+"""``run_distributed``: a function, run by several real processes at the same time, from a script or a notebook cell.
+
+    results = run_distributed(train, 4, config, timeout_s=120)
+
+The function, with what it refers to, goes to the ranks by value (``sending``). The ranks are processes that already
+wait with torch imported (``pool``); they meet through a file in a private directory, so that no port is taken and two
+calls at the same time cannot meet each other's ranks. The caller shows what they print (``console``) and listens
+(``watch``) until all have returned, or one has failed, or time is up. It then ends all of them, and either returns the
+results or says who was to blame (``blame``).
+
+Nothing of one call is left for the next: each finds new processes, and is told the caller's variables, directory and
+module path, as they are then, and its own seed.
+
+The same script runs under ``torchrun`` on many machines (``in_place``). Windows has no process groups and signals of
+this kind; there the course runs in WSL.
+"""
 
 from __future__ import annotations
 
-import contextlib
 import linecache
-import math
 import os
-import signal
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping, Sequence
-from multiprocessing.connection import wait
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from cme295lab.parallel import pool
-from cme295lab.parallel.blame import DistributedError, Outcome, describe_exit, explain, read_stack
+from cme295lab.parallel import pool, sending
+from cme295lab.parallel.blame import Outcome, explain
 from cme295lab.parallel.console import Console
+from cme295lab.parallel.in_place import is_launched, run_in_place
+from cme295lab.parallel.watch import Watch
 from cme295lab.parallel.worker import Backend, Job, current_rank
 
 MAX_RANKS = 64
-_START_LIMIT_S = 120.0  # importing torch in a new process may be slow on a busy machine
-_GRACE_S = 0.3  # the other ranks' own errors arrive within this
-_CULPRIT_GRACE_S = 3.0  # and the cause of an error that only says "somebody is gone" within this
-_STACK_PATIENCE_S = 0.5
-_EXIT_PATIENCE_S = 2.0
+MAX_TIMEOUT_S = 1e6
 
 
 def run_distributed(
@@ -42,17 +50,23 @@ def run_distributed(
 ) -> list[Any]:
     """Run a function on `world_size` processes and return what each of them returned.
 
-    In the function, the default group of `torch.distributed` stands; each rank has one thread.
+    In the function the default group of `torch.distributed` stands, RANK, WORLD_SIZE and LOCAL_RANK are set, and each
+    rank has one thread. What a rank prints appears with its number in front. If a rank raises, dies or hangs, the
+    others are ended; so they are when the caller is interrupted or killed.
+
+    The processes are new in each call, and ready before it: with 4 ranks on two cores the first call takes 2 s, later
+    ones 0.1 s (`pool`). In a process that torchrun has started, `fn` runs in place, on every rank; the output and the
+    end of hanging ranks are then torchrun's affair.
 
     Args:
         fn: the function; it may be defined in a notebook cell, and may be a closure.
         world_size: number of ranks.
         args: passed to `fn` on every rank.
         backend: "gloo" (CPU), "nccl" (a GPU per rank), or "auto": nccl if there are enough GPUs, else gloo.
-        timeout_s: limit for `fn`, in s.
-        seed: of torch, numpy and `random`, the same on every rank.
-        print_output: show what the ranks print, each line with its rank.
-        progress: None: a bar appears once a rank calls `report_progress`; False: never.
+        timeout_s: limit for `fn`, in s, from when all ranks have started.
+        seed: of torch, numpy and `random`, the same on every rank, so that all ranks make the same weights.
+        print_output: show what the ranks print.
+        progress: None shows a bar once a rank calls `report_progress`; False never.
         env: environment variables for the ranks, besides the caller's.
         kwargs: passed to `fn` on every rank.
 
@@ -60,32 +74,48 @@ def run_distributed(
         The result of each rank, in order.
 
     Raises:
-        DistributedError: a rank raised, died or hung; it names the culprit, and where the others were.
-        ValueError: a world size, backend or time limit that is not possible.
-        TypeError: `fn` or an argument cannot be sent to another process.
+        DistributedError: a rank raised, died or hung; the text names the culprit, and where the others were.
+        ValueError: a world size, backend, time limit or seed that is not possible.
+        TypeError: `fn` or an argument cannot be sent to another process; the text names it.
+        RuntimeError: called inside a rank.
     """
-    _check(fn, world_size, timeout_s, seed)
+    _check(fn, world_size, timeout_s, seed, progress)
+    variables = _checked_variables(env)
     if current_rank() is not None:
         raise RuntimeError(
             f"run_distributed was called inside rank {current_rank()} of another run_distributed; call it from the "
             "notebook or script itself, and use torch.distributed.new_group for a group within ranks"
         )
+    if is_launched():
+        return run_in_place(
+            fn, world_size, args, kwargs, backend=backend, timeout_s=timeout_s, seed=seed, env=variables
+        )
+    if why := pool.why_no_processes():
+        raise RuntimeError(f"run_distributed cannot start ranks here: {why}")
     chosen = choose_backend(backend, world_size)
+    call = sending.dump_call(fn, args, kwargs)
     with tempfile.TemporaryDirectory(prefix="cme295lab-", ignore_cleanup_errors=True) as folder:
-        job = _job(folder, world_size, chosen, float(timeout_s), seed, env or {})
-        job.function_file.write_bytes(_pickle(fn, args, kwargs))
-        workers = pool.take(world_size)
-        try:
-            console = Console([w.output.fileno() for w in workers], print_output=print_output, progress=progress)
-            outcomes = _Watch(workers, job, console).run()
-            _release(workers, console)
-        finally:
-            pool.end(workers)
+        job = _job(folder, world_size, chosen, float(timeout_s), seed, variables)
+        job.function_file.write_bytes(call)
+        outcomes, limit = _run(job, print_output=print_output, progress=progress)
+    pool.refill(world_size)
     if any(outcome.end != "finished" for outcome in outcomes.values()):
-        raise explain(outcomes, timeout_s=timeout_s)
-    import cloudpickle
+        raise explain(outcomes, limit=limit)
+    return [sending.loads(outcomes[rank].payload) for rank in range(world_size)]
 
-    return [cloudpickle.loads(outcomes[rank].payload) for rank in range(world_size)]
+
+def _run(job: Job, *, print_output: bool, progress: bool | None) -> tuple[dict[int, Outcome], str]:
+    """Get processes, follow them to the end, and end them, whatever happens here."""
+    workers = pool.take(job.world_size)
+    try:
+        console = Console([w.output.fileno() for w in workers], print_output=print_output, progress=progress)
+        try:
+            watch = Watch(workers, job, console)
+            return watch.run(), watch.limit
+        finally:
+            console.close()
+    finally:
+        pool.end(workers)
 
 
 def choose_backend(backend: str, world_size: int) -> Backend:
@@ -124,7 +154,7 @@ def choose_backend(backend: str, world_size: int) -> Backend:
     return "gloo"
 
 
-def _check(fn: object, world_size: object, timeout_s: object, seed: object) -> None:
+def _check(fn: object, world_size: object, timeout_s: object, seed: object, progress: object) -> None:
     if not callable(fn):
         raise TypeError(f"fn must be a function, got {type(fn).__name__}")
     if isinstance(world_size, bool) or not isinstance(world_size, int):
@@ -134,28 +164,23 @@ def _check(fn: object, world_size: object, timeout_s: object, seed: object) -> N
             f"world_size must be from 1 to {MAX_RANKS} (each rank is a process of its own on this machine), "
             f"got {world_size}"
         )
-    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not 0 < timeout_s < math.inf:
-        raise ValueError(f"timeout_s must be a positive number of seconds, got {timeout_s!r}")
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not 0 < timeout_s <= MAX_TIMEOUT_S:
+        raise ValueError(f"timeout_s must be a number of seconds above 0, at most {MAX_TIMEOUT_S:g}, got {timeout_s!r}")
     if isinstance(seed, bool) or not isinstance(seed, int):
         raise ValueError(f"seed must be a whole number, got {seed!r}")
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be from 0 to 2**63 - 1, got {seed}")
+    if progress not in (None, False):
+        raise ValueError(f"progress must be None (a bar once a rank reports) or False (never), got {progress!r}")
 
 
-def _pickle(fn: object, args: Sequence[object], kwargs: Mapping[str, object]) -> bytes:
-    import cloudpickle
-
-    try:
-        return cloudpickle.dumps((fn, args, kwargs))
-    except Exception as error:
-        named = {"fn": fn, **{f"argument {i}": arg for i, arg in enumerate(args)}, **kwargs}
-        for name, value in named.items():
-            try:
-                cloudpickle.dumps(value)
-            except Exception as cause:
-                raise TypeError(
-                    f"{name} (of type {type(value).__name__}) cannot be sent to another process: {cause}. Make it, "
-                    "or what it refers to, inside the function"
-                ) from cause
-        raise TypeError(f"the function and its arguments cannot be sent to another process: {error}") from error
+def _checked_variables(env: Mapping[str, str] | None) -> dict[str, str]:
+    for name, value in (env or {}).items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError(
+                f"env must map names to strings, got {name!r}: {value!r}; use {str(name)!r}: {str(value)!r}"
+            )
+    return dict(env or {})
 
 
 def _job(folder: str, world_size: int, backend: Backend, timeout_s: float, seed: int, env: Mapping[str, str]) -> Job:
@@ -165,7 +190,7 @@ def _job(folder: str, world_size: int, backend: Backend, timeout_s: float, seed:
         folder=folder,
         timeout_s=timeout_s,
         seed=seed,
-        environment={**os.environ, "OMP_NUM_THREADS": "1", **env},
+        environment={**os.environ, **pool.ONE_THREAD, **env},
         working_directory=str(Path.cwd()),
         module_path=tuple(sys.path),
         arguments=tuple(sys.argv),
@@ -175,124 +200,3 @@ def _job(folder: str, world_size: int, backend: Backend, timeout_s: float, seed:
             if len(entry) == 4 and not Path(name).exists()
         },
     )
-
-
-class _Watch:
-    """Follow the ranks of one call until each of them has an outcome."""
-
-    def __init__(self, workers: Sequence[pool.Worker], job: Job, console: Console) -> None:
-        self._workers = workers
-        self._job = job
-        self._console = console
-        self._outcomes: dict[int, Outcome] = {}
-        self._num_started = 0
-        self._silent: set[int] = set()
-
-    def run(self) -> dict[int, Outcome]:
-        for rank, each in enumerate(self._workers):
-            each.assign(rank, self._job)
-        all_started = lambda: self._num_started == len(self._workers)  # noqa: E731
-        self._follow(_START_LIMIT_S, lambda: all_started() or self._someone_failed())
-        self._follow(self._job.timeout_s, self._someone_failed)
-        if self._someone_failed():
-            self._follow(_GRACE_S, lambda: False)
-            self._follow(_CULPRIT_GRACE_S, self._culprit_is_known)
-        for rank in self._open():
-            self._ask_for_stack(rank)
-        for rank in self._open():
-            self._outcomes[rank] = self._stack_of(rank)
-        return dict(sorted(self._outcomes.items()))
-
-    def _open(self) -> list[int]:
-        return [rank for rank in range(len(self._workers)) if rank not in self._outcomes]
-
-    def _someone_failed(self) -> bool:
-        return any(outcome.end != "finished" for outcome in self._outcomes.values())
-
-    def _culprit_is_known(self) -> bool:
-        return any(o.end != "finished" and not o.is_a_consequence for o in self._outcomes.values())
-
-    def _follow(self, limit_s: float, is_enough: Callable[[], bool]) -> None:
-        """Listen until all ranks have ended, the limit is over, or it is enough."""
-        until_s = time.monotonic() + limit_s
-        while self._open() and not is_enough():
-            left_s = until_s - time.monotonic()
-            if left_s <= 0:
-                return
-            sources: dict[Any, Callable[[], None]] = {}
-            for rank, each in enumerate(self._workers):
-                if rank not in self._outcomes:
-                    sources[each.process.sentinel] = self._noting_end_of(rank)
-                    sources[each.connection] = self._hearing(rank)
-                if rank not in self._silent:
-                    sources[each.output.fileno()] = self._showing(rank)
-            ready = wait(list(sources), timeout=left_s)
-            for source in sorted(ready, key=list(sources).index, reverse=True):  # messages before ends
-                sources[source]()
-
-    def _showing(self, rank: int) -> Callable[[], None]:
-        def show() -> None:
-            if not self._console.read(rank):
-                self._silent.add(rank)
-
-        return show
-
-    def _hearing(self, rank: int) -> Callable[[], None]:
-        def hear() -> None:
-            if rank in self._outcomes:
-                return
-            try:
-                kind, content = self._workers[rank].connection.recv()
-            except (EOFError, OSError):
-                self._note_death(rank)
-                return
-            if kind == "outcome":
-                self._outcomes[rank] = content
-            elif kind == "progress":
-                self._console.report(rank, *content)
-            else:
-                self._num_started += 1
-
-        return hear
-
-    def _noting_end_of(self, rank: int) -> Callable[[], None]:
-        def note() -> None:
-            while rank not in self._outcomes and self._workers[rank].connection.poll():
-                self._hearing(rank)()
-            if rank not in self._outcomes:
-                self._note_death(rank)
-
-        return note
-
-    def _note_death(self, rank: int) -> None:
-        process = self._workers[rank].process
-        process.join(_EXIT_PATIENCE_S)
-        frames = read_stack(self._job.stack_file(rank))
-        message = describe_exit(process.exitcode)
-        self._outcomes[rank] = Outcome(rank=rank, end="died", message=message, frames=frames, time_s=time.time())
-
-    def _ask_for_stack(self, rank: int) -> None:
-        pid = self._workers[rank].process.pid
-        if pid is not None and self._job.stack_file(rank).exists():  # it has set up its handler
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGUSR1)
-
-    def _stack_of(self, rank: int) -> Outcome:
-        until_s = time.monotonic() + _STACK_PATIENCE_S
-        frames = read_stack(self._job.stack_file(rank))
-        while time.monotonic() < until_s:
-            time.sleep(0.01)
-            earlier, frames = frames, read_stack(self._job.stack_file(rank))
-            if frames and frames == earlier:
-                break
-        return Outcome(rank=rank, end="waits", frames=frames, time_s=time.time())
-
-
-def _release(workers: Sequence[pool.Worker], console: Console) -> None:
-    """Let the ranks go and show the rest of their output."""
-    for each in workers:
-        each.release()
-    console.close()
-
-
-__all__ = ["DistributedError", "MAX_RANKS", "choose_backend", "run_distributed"]

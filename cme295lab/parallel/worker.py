@@ -1,15 +1,15 @@
 """What runs in the process of a rank: wait for a job, set the stage, call the function, send the result.
 
-A rank has three lines to the process that called ``run_distributed``: a two-way connection (job and release come in,
-progress and the outcome go out), a pipe for everything that is printed, by Python or by C++, and a file for its stack.
+A rank has three lines to the process that called ``run_distributed``: a two-way connection (the job comes in, progress
+and the outcome go out), a pipe for everything that is printed, by Python or by C++, and a file for its stack.
 
 Nothing may outlive the caller. A thread reads the connection; the caller's end closes when the caller ends, however it
 ends, and then the rank kills its whole process group (a rank is a group of its own, so that a data loader's processes
 go with it). That thread needs the interpreter's lock; in case native code never gives it back, a timer of
 ``faulthandler``, which needs no lock, ends the process some time after the limit.
 
-After the function has returned or raised, the rank stays until it is released. If it left at once, the others' sockets
-would break while they still work, and their errors would hide its own.
+After the function has returned or raised, the rank stays until the caller kills it. If it left at once, the others'
+sockets would break while they still work, and their errors would hide its own.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ import io
 import linecache
 import os
 import random
+import shutil
 import signal
+import socket
 import sys
 import threading
 import time
@@ -33,10 +35,11 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
+from cme295lab.parallel import sending
 from cme295lab.parallel.blame import Frame, Outcome
 
 Backend = Literal["gloo", "nccl"]
-PRELOADED = ("torch", "torch.distributed", "torch._dynamo", "numpy", "cloudpickle", __name__)
+PRELOADED = ("torch", "torch.distributed", "torch._dynamo", "numpy", __name__)
 """Modules that every rank needs and that are slow to import."""
 
 _GROUP_PATIENCE_S = 60.0  # a collective gives up this long after the caller's limit, so that the caller speaks first
@@ -90,7 +93,6 @@ class _Line:
     def __init__(self, rank: int, world_size: int, connection: Connection) -> None:
         self.rank = rank
         self.world_size = world_size
-        self.released = threading.Event()
         self._connection = connection
         self._lock = threading.Lock()
         self._last_progress_s = 0.0
@@ -106,12 +108,12 @@ class _Line:
         self._last_progress_s = now_s
         self.send("progress", (done, total, text))
 
-    def watch(self, parent_pid: int) -> None:
-        """Wait for the release; end with the caller."""
-        while True:
-            if wait_for_message(self._connection, parent_pid) is None:
-                end_process_group()
-            self.released.set()
+    def end_with_the_caller(self, parent_pid: int, folder: str) -> NoReturn:
+        """Wait until the caller is gone, and leave nothing behind; a caller that lives kills this process itself."""
+        while wait_for_message(self._connection, parent_pid) is not None:
+            pass
+        shutil.rmtree(folder, ignore_errors=True)
+        end_process_group()
 
 
 _line: _Line | None = None  # what this process is: a rank of a call, or (None) any other process
@@ -143,7 +145,7 @@ def serve(connection: Connection, output: Connection, parent_pid: int) -> NoRetu
     """Be one rank of one call; the target of the process.
 
     Args:
-        connection: to the caller: gives (rank, job), then the release.
+        connection: to the caller: gives (rank, job).
         output: where everything that is printed goes.
         parent_pid: process of the caller.
     """
@@ -189,42 +191,45 @@ def end_process_group() -> NoReturn:
 def _become_rank(rank: int, job: Job, connection: Connection, parent_pid: int) -> NoReturn:
     global _line
     _line = line = _Line(rank, job.world_size, connection)
-    threading.Thread(target=line.watch, args=(parent_pid,), daemon=True, name="watch the caller").start()
-    stack = job.stack_file(rank).open("w")
+    guard = threading.Thread(
+        target=line.end_with_the_caller, args=(parent_pid, job.folder), daemon=True, name="end with the caller"
+    )
+    guard.start()
+    unready = job.stack_file(rank).with_suffix(".unready")
+    stack = unready.open("w")
     faulthandler.enable(stack, all_threads=False)
     faulthandler.register(signal.SIGUSR1, stack, all_threads=False)
-    faulthandler.dump_traceback_later(job.timeout_s + 2 * _GROUP_PATIENCE_S, exit=True, file=stack)
+    faulthandler.dump_traceback_later(job.timeout_s + 4 * _GROUP_PATIENCE_S, exit=True, file=stack)
+    unready.rename(job.stack_file(rank))  # now the signal may be sent
     outcome = _run(rank, job, line)
     _flush()
     try:
         line.send("outcome", outcome)
     except OSError:
         end_process_group()
-    line.released.wait()
-    _flush()
+    guard.join()
     end_process_group()
 
 
 def _run(rank: int, job: Job, line: _Line) -> Outcome:
     """Call the function in a process group of torch.distributed; every way to end becomes an outcome."""
-    import cloudpickle
     import torch
 
     try:
         _set_the_stage(rank, job)
         _join_group(rank, job)
-        function, arguments, options = cloudpickle.loads(job.function_file.read_bytes())
+        function, arguments, options = sending.loads(job.function_file.read_bytes())
         torch.manual_seed(job.seed)
         line.send("started", None)
         result = function(*arguments, **options)
     except BaseException as error:
         return _outcome_of(rank, error)
     try:
-        payload = cloudpickle.dumps(result)
+        payload = sending.dumps(result)
     except Exception as error:
         message = (
             f"returned a value of type {type(result).__qualname__} that cannot be sent to the caller "
-            f"({type(error).__name__}: {error}); return tensors, numbers, strings, lists and dictionaries of them"
+            f"({type(error).__name__}: {error}); return tensors, numbers, strings, or lists and dictionaries of them"
         )
         return Outcome(rank=rank, end="unsendable", message=message, time_s=time.time())
     return Outcome(rank=rank, end="finished", payload=payload, time_s=time.time())
@@ -238,6 +243,8 @@ def _set_the_stage(rank: int, job: Job) -> None:
     os.environ.update(job.environment)
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(job.world_size))
     os.environ.update(LOCAL_WORLD_SIZE=str(job.world_size))
+    if "lo" in (name for _, name in socket.if_nameindex()):  # all ranks are here: no look-up of this machine's name
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     os.chdir(job.working_directory)
     sys.path[:] = job.module_path
     sys.argv[:] = job.arguments
@@ -254,7 +261,9 @@ def _join_group(rank: int, job: Job) -> None:
     import torch.distributed as dist
 
     timeout = datetime.timedelta(seconds=job.timeout_s + _GROUP_PATIENCE_S)
-    store = dist.FileStore(str(job.store_file), job.world_size)
+    store = dist.FileStore(  # type: ignore[attr-defined]
+        str(job.store_file), job.world_size
+    )
     store.set_timeout(timeout)
     if job.backend == "nccl":
         torch.cuda.set_device(rank)
