@@ -3,8 +3,8 @@
 The formulas, in reading order: ``precision`` (which number format holds weights, gradients, masters and states),
 ``model_states`` (bytes of those, for every optimizer, whole or sharded by ZeRO), ``activations`` (what the course's
 `DecoderLM` keeps for the backward pass, operator by operator), ``korthikanti`` (the same as a published table counts
-it), ``ledger`` (all of it for one training step: `training_memory`), ``fit`` (does it fit a GPU, what is the largest that
-does, which change is the cheapest).
+it), ``ledger`` (all of it for one training step: `training_memory`), ``fit`` (does it fit a GPU, what is the largest
+that does, which change is the cheapest).
 
 ``compare`` runs a real step of a real model and lays formula and measurement side by side.
 """
@@ -15,12 +15,66 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    pass
+    from cme295lab.memory.fit import Fix, cheapest_fix, largest_fitting
+    from cme295lab.memory.ledger import (
+        LedgerRow,
+        MemoryLedger,
+        Verdict,
+        inference_memory,
+        kv_cache_bytes,
+        training_memory,
+    )
+    from cme295lab.memory.model_states import (
+        ModelStates,
+        bytes_per_parameter,
+        largest_model_parameters,
+        zero_model_state_bytes,
+    )
+    from cme295lab.memory.precision import POLICIES, PrecisionPolicy, get_policy
+    from cme295lab.memory.setting import ParallelConfig, TrainingSetting
 
-_HOME: dict[str, str] = {}
-_MODULES = ("precision", "model_states", "activations", "korthikanti", "ledger", "fit")
+_HOME: dict[str, str] = {
+    "Fix": "fit",
+    "LedgerRow": "ledger",
+    "MemoryLedger": "ledger",
+    "ModelStates": "model_states",
+    "POLICIES": "precision",
+    "ParallelConfig": "setting",
+    "PrecisionPolicy": "precision",
+    "TrainingSetting": "setting",
+    "Verdict": "ledger",
+    "bytes_per_parameter": "model_states",
+    "cheapest_fix": "fit",
+    "get_policy": "precision",
+    "inference_memory": "ledger",
+    "kv_cache_bytes": "ledger",
+    "largest_fitting": "fit",
+    "largest_model_parameters": "model_states",
+    "training_memory": "ledger",
+    "zero_model_state_bytes": "model_states",
+}
+_MODULES = ("activations", "fit", "korthikanti", "ledger", "model_states", "moments", "precision", "setting", "shapes")
 
-__all__: list[str] = []
+__all__: list[str] = [
+    "training_memory",
+    "inference_memory",
+    "MemoryLedger",
+    "LedgerRow",
+    "Verdict",
+    "TrainingSetting",
+    "ParallelConfig",
+    "PrecisionPolicy",
+    "POLICIES",
+    "get_policy",
+    "zero_model_state_bytes",
+    "largest_model_parameters",
+    "bytes_per_parameter",
+    "ModelStates",
+    "kv_cache_bytes",
+    "largest_fitting",
+    "cheapest_fix",
+    "Fix",
+]
 
 
 def __getattr__(name: str) -> Any:
