@@ -1,33 +1,30 @@
 """The seam between the algorithms of this room and torch.distributed: sums of flat tensors, moved the fast way.
 
 On nccl every function is torch's own call. On gloo, the CPU backend, torch's calls leave time on the table: its
-reduce-scatter moves as many bytes as an all-reduce. Here a reduce-scatter is an all-to-all and a local sum, an
-all-gather is one message from each rank to each other, and an all-reduce is one after the other.
+reduce-scatter moves as many bytes as an all-reduce. Here each rank sends each other one its part, and adds up what
+arrives; an all-gather is one message from each rank to each other; an all-reduce is one after the other, piece by
+piece (`exchange` has the details).
 
 **One order of summation.** The local sum adds rank 0, 1, 2, ... in that order, element by element. So a result depends
 neither on how a buffer is cut into shards or buckets, nor on the run, and it is the same on every rank: data
 parallelism and all stages of ZeRO end bit for bit alike. fp16 and bf16 are summed in fp32 and rounded once. (On nccl
 order and rounding are the library's.)
 
-**Asynchronous calls.** `async_op=True` returns a `Handle` at once. The local sum and the second half of an all-reduce
-run in gloo's thread as soon as the exchange is done, not when somebody waits, so several calls make progress at once
-and handles may be waited for in any order. As everywhere in torch.distributed, all ranks of a group make the same calls
-in the same order, and tensors are left alone until `wait` returns. Parts are told apart by message tags from 2^30 on;
-leave those to this module.
+**Asynchronous calls.** `async_op=True` returns a `Handle` at once. Sums run in a thread of the group, so several calls
+make progress while the caller computes, and handles may be waited for in any order. As everywhere in
+torch.distributed, all ranks of a group make the same calls in the same order, and tensors are left alone until `wait`
+returns. Parts are told apart by message tags from 2^30 on; leave those to this module.
 
-**Memory.** `reduce_scatter` and `all_reduce` hold one buffer of the payload's size from the call until the sum is done
-(one shard more for fp16 and bf16 at most 1 MiB of sums in fp32). The others need none. Payloads of which all ranks
-together hold at most 1 MiB go in one exchange instead of two, which needs two buffers of `num_ranks` times the payload.
+**Memory.** A sum holds at most 12 MiB beyond its tensors, whatever the payload, and one sum of a group runs at a time.
+Payloads of which all ranks together have at most 1 MiB go in one exchange, which holds twice that much.
 
-**Measured** (two cores, ratio of time to torch's own call on gloo, medians of interleaved runs):
-reduce_scatter 0.24 to 0.41 for 2 ranks and 0.27 to 0.41 for 4 (4 to 64 MiB); all_gather 0.30 to 0.74 and 0.42 to 0.64;
-all_reduce about 1.0 and 0.85 to 1.05, and 0.2 to 0.5 for less than 256 KiB on 4 ranks.
+**Measured** (two busy cores, time relative to torch's own call on gloo, medians of interleaved runs with 2 / 4 ranks):
+from 1 to 64 MiB reduce_scatter takes 0.4-0.8 / 0.4-0.6, all_gather 0.3-0.9 / 0.4-0.9, all_reduce 0.8-1.2 / 1.0-1.2;
+below 256 KiB all_reduce takes 1.2-1.5 / 0.4-0.8.
 """
 
 from __future__ import annotations
 
-import itertools
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -37,13 +34,10 @@ from jaxtyping import Shaped
 from torch import Tensor
 
 from cme295lab.parallel.calls import announce, describe, hidden_if_watched, is_watched
+from cme295lab.parallel.exchange import add_in_order, exchange, num_tags, sequencer, sum_in_pieces
 from cme295lab.parallel.tensor_checks import check_flat, check_lengths, check_splits, check_summable, resolve_group
 
-FIRST_TAG, NUM_TAGS = 2**30, 2**20  # message tags of this module: far from those that people choose
 ONE_EXCHANGE_BYTES = 2**20  # up to here, all ranks' payloads together, latency costs more than bytes
-BLOCK_ELEMENTS = 2**17  # sums go block by block, so that running totals stay in the cache
-
-_counters: weakref.WeakKeyDictionary[dist.ProcessGroup, Any] = weakref.WeakKeyDictionary()
 
 
 class Handle:
@@ -88,8 +82,12 @@ def all_reduce(
         return _started(dist.all_reduce(tensor, group=group, async_op=True), async_op)
     if group.size() == 1 or tensor.numel() == 0:
         return Handle()
-    start = _all_reduce_at_once if size * group.size() <= ONE_EXCHANGE_BYTES else _all_reduce_in_shards
-    return _finished(start(tensor.detach(), group), async_op)
+    tensor = tensor.detach()
+    with hidden_if_watched():
+        if size * group.size() <= ONE_EXCHANGE_BYTES:
+            return _finished(_all_reduce_at_once(tensor, group), async_op)
+        shards = list(tensor.tensor_split(group.size()))  # the first have one element more if it does not divide
+        return _sum(shards, shards[group.rank()], group, gather=True, async_op=async_op)
 
 
 def reduce_scatter(
@@ -127,11 +125,13 @@ def reduce_scatter(
     if group.size() == 1 or input.numel() == 0:
         output.copy_(input)
         return Handle()
-    received = torch.empty_like(input)
     with hidden_if_watched():
-        work = dist.all_to_all_single(received, input, group=group, async_op=True)
-    summed = work.get_future().then(lambda _: _sum_rows(received.view(group.size(), -1), output))
-    return _finished(Handle(summed.wait), async_op)
+        if size <= ONE_EXCHANGE_BYTES:
+            received = torch.empty_like(input)
+            work = dist.all_to_all_single(received, input, group=group, async_op=True)
+            add = lambda: add_in_order(list(received.view(group.size(), -1)), output)  # noqa: E731
+            return _finished(Handle(work.wait, add), async_op)
+        return _sum(list(input.view(group.size(), -1)), output, group, gather=False, async_op=async_op)
 
 
 def all_gather(
@@ -174,7 +174,9 @@ def all_gather(
     own = shards[group.rank()]
     if own.data_ptr() != input.data_ptr():
         own.copy_(input)
-    return _finished(_exchange_shards(list(shards), group, _next_tag(group)), async_op)
+    with hidden_if_watched():
+        works = exchange(list(shards), group, next(sequencer(group).reserve_tags(1)))
+        return _finished(Handle(*(work.wait for work in works)), async_op)
 
 
 def broadcast(
@@ -260,62 +262,17 @@ def _all_reduce_at_once(tensor: Tensor, group: dist.ProcessGroup) -> Handle:
     """Everybody sends everything to everybody, and adds up: one latency."""
     sent = tensor.expand(group.size(), -1).contiguous()
     received = torch.empty_like(sent)
-    with hidden_if_watched():
-        work = dist.all_to_all_single(received.view(-1), sent.view(-1), group=group, async_op=True)
-    summed = work.get_future().then(lambda _: (sent, _sum_rows(received, tensor)))
-    return Handle(summed.wait)
+    work = dist.all_to_all_single(received.view(-1), sent.view(-1), group=group, async_op=True)
+    return Handle(work.wait, lambda: add_in_order(list(received), tensor))
 
 
-def _all_reduce_in_shards(tensor: Tensor, group: dist.ProcessGroup) -> Handle:
-    """Reduce-scatter, then all-gather; the first shards have one element more where the length does not divide."""
-    shards = list(tensor.tensor_split(group.size()))
-    own, tag = shards[group.rank()], _next_tag(group)
-    received = torch.empty(group.size() * own.numel(), dtype=tensor.dtype, device=tensor.device)
-    with hidden_if_watched():
-        sent, expected = [shard.numel() for shard in shards], [own.numel()] * group.size()
-        work = dist.all_to_all_single(received, tensor, expected, sent, group=group, async_op=True)
-
-    def sum_and_gather(_: Any) -> Handle:
-        _sum_rows(received.view(group.size(), -1), own)
-        return _exchange_shards(shards, group, tag)
-
-    second_half = work.get_future().then(sum_and_gather)
-    return Handle(lambda: second_half.wait().wait())
-
-
-def _exchange_shards(shards: list[Tensor], group: dist.ProcessGroup, tag: int) -> Handle:
-    """Send the own shard to every other rank and receive theirs; safe in any thread, and in any order of calls."""
-    rank, num_ranks = group.rank(), group.size()
-    others = [(rank + offset) % num_ranks for offset in range(1, num_ranks)]  # not all to rank 0 at first
-    with hidden_if_watched():
-        works = [dist.irecv(shards[other], group=group, group_src=other, tag=tag) for other in others]
-        works += [dist.isend(shards[rank], group=group, group_dst=other, tag=tag) for other in reversed(others)]
-    return Handle(*(work.wait for work in works if work is not None))
-
-
-@torch.no_grad()
-def _sum_rows(rows: Tensor, total: Tensor) -> None:
-    """Add rows 0, 1, 2, ... in this order, block by block."""
-    wide = torch.float32 if total.dtype in (torch.float16, torch.bfloat16) else total.dtype
-    for start in range(0, total.numel(), BLOCK_ELEMENTS):
-        block = rows[:, start : start + BLOCK_ELEMENTS]
-        into = total[start : start + BLOCK_ELEMENTS]
-        if wide == total.dtype:
-            torch.add(block[0], block[1], out=into)
-        else:
-            into, result = block[0].to(wide).add_(block[1]), into
-        for row in block[2:]:
-            into.add_(row)
-        if wide != total.dtype:
-            result.copy_(into)
-
-
-def _next_tag(group: dist.ProcessGroup) -> int:
-    """A tag for the messages of one call; all ranks of a group count alike, since they make the same calls."""
-    counter = _counters.get(group)
-    if counter is None:
-        counter = _counters[group] = itertools.count()
-    return FIRST_TAG + next(counter) % NUM_TAGS
+def _sum(sources: list[Tensor], total: Tensor, group: dist.ProcessGroup, *, gather: bool, async_op: bool) -> Handle:
+    """The long way, in pieces: here and now, or in the thread that keeps asynchronous sums in order."""
+    tags = sequencer(group).reserve_tags(num_tags(sources))
+    if async_op:
+        return Handle(sequencer(group).submit(lambda: sum_in_pieces(sources, total, group, tags, gather=gather)).result)
+    sum_in_pieces(sources, total, group, tags, gather=gather)
+    return Handle()
 
 
 def _is_gloo(group: dist.ProcessGroup, tensor: Tensor) -> bool:
