@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import datetime
 import os
+import pickle
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -107,8 +108,16 @@ def _gather(result: object, world_size: int) -> list[Any]:
     import torch.distributed as dist
 
     gathered: list[Any] = [None] * world_size
-    dist.all_gather_object(gathered, sending.dumps(result))
+    dist.all_gather_object(gathered, _dumps(result))
     return [sending.loads(data) for data in gathered]
+
+
+def _dumps(result: object) -> bytes:
+    """By name where possible: every rank runs the same script, so its classes are the same ones everywhere."""
+    try:
+        return pickle.dumps(result)
+    except (pickle.PicklingError, AttributeError, TypeError):  # a class or function that is made inside a function
+        return sending.dumps(result)
 
 
 @contextlib.contextmanager

@@ -36,7 +36,7 @@ ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_
 
 _lock = threading.RLock()
 _waiting: list[Worker] = []
-_owner_pid = 0  # a child that the caller forks has a copy of the list, but the processes are not its own
+_owner_pid = 0  # a child that the caller forks has a copy of the list, but the processes are not its children
 
 
 class Worker:
@@ -88,7 +88,6 @@ def take(num_workers: int) -> list[Worker]:
     workers: list[Worker] = []
     try:
         with _lock:
-            _forget_those_of_another_process()
             while _waiting and len(workers) < num_workers:
                 candidate = _waiting.pop()
                 if candidate.process.is_alive():
@@ -110,7 +109,6 @@ def refill(num_workers: int) -> None:
         num_workers: so many shall wait (`MAX_WAITING` at most).
     """
     with _lock:
-        _forget_those_of_another_process()
         while len(_waiting) < min(num_workers, MAX_WAITING):
             _waiting.append(Worker(_context()))
 
@@ -130,9 +128,9 @@ def end(workers: list[Worker]) -> None:
 def shutdown_pool() -> None:
     """End all processes that wait for a next call; it then starts as slowly as the first."""
     with _lock:
-        _forget_those_of_another_process()
         waiting, _waiting[:] = _waiting[:], []
-        end(waiting)
+        if not _is_a_fork():
+            end(waiting)
 
 
 def start_method() -> str:
@@ -152,25 +150,27 @@ def why_no_processes() -> str:
     """
     if sys.platform == "win32":
         return "ranks need process groups and signals, which Windows does not have; use WSL"
+    if _is_a_fork():
+        return "this process was forked by one that has started ranks before; call it there, or in a new process"
     if not os.access(tempfile.gettempdir(), os.W_OK):
         return f"the directory {tempfile.gettempdir()} cannot be written; set TMPDIR to one that can"
     return ""
 
 
 def _context() -> BaseContext:
+    global _owner_pid
+    if not _owner_pid:
+        _owner_pid = os.getpid()
+        atexit.register(shutdown_pool)
     context = multiprocessing.get_context(start_method())
     if start_method() == "forkserver":
         context.set_forkserver_preload(list(worker.PRELOADED))
     return context
 
 
-def _forget_those_of_another_process() -> None:
-    global _owner_pid
-    if _owner_pid != os.getpid():
-        if _owner_pid == 0:
-            atexit.register(shutdown_pool)
-        _waiting.clear()
-        _owner_pid = os.getpid()
+def _is_a_fork() -> bool:
+    """Whether this process was forked by the one that the fork server and the waiting processes belong to."""
+    return _owner_pid not in (0, os.getpid())
 
 
 @contextlib.contextmanager

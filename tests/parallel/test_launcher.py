@@ -339,5 +339,5 @@ def test_backend_is_nccl_only_with_a_gpu_for_each_rank(monkeypatch: pytest.Monke
 
 def test_a_system_without_process_groups_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool.sys, "platform", "win32")
-    with pytest.raises(RuntimeError, match="cannot start ranks here: .* use WSL"):
+    with pytest.raises(RuntimeError, match=r"cannot start ranks here: .* use WSL"):
         run_distributed(do_nothing, 2)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -32,8 +33,7 @@ def failure_of(fn: Callable[[], Any], world_size: int, *, timeout_s: float = 60.
 
 def line_of(marker: str) -> str:
     """How the line of this file with that comment appears in a message."""
-    with open(__file__) as file:
-        lines = file.read().splitlines()
+    lines = Path(__file__).read_text().splitlines()
     (number,) = [i for i, line in enumerate(lines, 1) if line.endswith(f"# {marker}")]
     return f"line {number} of {__file__}: {lines[number - 1].strip()}"
 
@@ -199,8 +199,8 @@ def test_order_of_blame() -> None:
 
 def test_place_is_the_users_line_and_the_collective_the_innermost() -> None:
     mine = Frame("/home/me/train.py", 3, "step")
-    torchs = Frame(f"{os.path.dirname(torch.__file__)}/distributed/distributed_c10d.py", 9, "all_gather_into_tensor")
-    wrapper = Frame(f"{os.path.dirname(torch.__file__)}/distributed/c10d_logger.py", 9, "wrapper")
+    torchs = Frame(f"{Path(torch.__file__).parent}/distributed/distributed_c10d.py", 9, "all_gather_into_tensor")
+    wrapper = Frame(f"{Path(torch.__file__).parent}/distributed/c10d_logger.py", 9, "wrapper")
     assert where((mine, wrapper, torchs)) == "waits in all_gather_into_tensor at line 3 of /home/me/train.py, in step"
     assert where((mine,)) == "is busy at line 3 of /home/me/train.py, in step"
     assert where(()) == "shows no Python stack"
