@@ -1,15 +1,18 @@
 """Students for the tests: the solution's cells, as they stand in the instructor's notebook or with one change."""
 
+import contextlib
 import functools
 import itertools
 import linecache
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jupytext
 import torch
+import torch.distributed as dist
 import triton
 import triton.language as tl
 
@@ -30,8 +33,15 @@ def cells(topic: str) -> dict[str, str]:
     }
 
 
-def written(topic: str, grade_id: str, *changes: Change) -> dict[str, Any]:
-    """Execute a solution cell, with changes, as a student's cell; its names."""
+def written(topic: str, grade_id: str, *changes: Change, given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Execute a solution cell, with changes, as a student's cell; its names.
+
+    Args:
+        topic: of the solution.
+        grade_id: of the cell.
+        changes: text of the solution and what stands there instead.
+        given: names that cells before this one have defined.
+    """
     source = cells(topic)[grade_id]
     for old, new in changes:
         assert old in source, f"the solution no longer contains {old!r}: adapt this student"
@@ -39,7 +49,7 @@ def written(topic: str, grade_id: str, *changes: Change) -> dict[str, Any]:
     filename = f"<student {next(_numbers)}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)
     names: dict[str, Any] = {"__name__": "student", "math": math, "simulator": simulator, "torch": torch}
-    names |= {"triton": triton, "tl": tl}
+    names |= {"triton": triton, "tl": tl, "dist": dist, "contextlib": contextlib, **(given or {})}
     names["Tensor"] = torch.Tensor
     exec(compile(source, filename, "exec"), names)
     return names
