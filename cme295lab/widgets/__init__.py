@@ -6,6 +6,8 @@ product through an L2 cache) and `cache_explorer`. `working_set` says what block
 hardware, traffic, roofline and block-size sweeps, `picture` is how a figure shows itself.
 """
 
+from cme295lab.widgets.budget import Budget
+from cme295lab.widgets.budget_explorer import BudgetExplorer
 from cme295lab.widgets.cache_explorer import CacheExplorer
 from cme295lab.widgets.cache_scenario import CacheScenario, cache_scenario
 from cme295lab.widgets.figures import RooflinePoint, block_size_map, memory_hierarchy, roofline, traffic_bars
@@ -19,6 +21,8 @@ from cme295lab.widgets.walk_records import ProgramWalk, WalkStep, WatchedNames, 
 from cme295lab.widgets.working_set import WorkingSet, working_set
 
 __all__ = [
+    "Budget",
+    "BudgetExplorer",
     "CacheExplorer",
     "CacheScenario",
     "Picture",

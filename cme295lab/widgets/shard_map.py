@@ -18,7 +18,7 @@ _MAP_WIDTH, _STRIP, _GAP, _LEFT = 560, 11, 12, 60
 
 
 class ShardMap(ipywidgets.VBox):
-    """Choose a ZeRO stage and walk through a training step: every strip is the whole model, filled where a rank holds it.
+    """Walk through a training step under a ZeRO stage: every strip is the whole model, filled where a rank holds it.
 
     All figures come from `shard_scenario`. Every control is in `controls` by name and may be set from Python.
 
@@ -84,7 +84,7 @@ class ShardMap(ipywidgets.VBox):
                 y = rank * 4 + row
                 axes.barh(y, 1, 0.85, color=palette.PALE, alpha=0.4)
                 for held in (h for h in holdings if h.kind == kind):
-                    style = {"color": COLOURS[kind], "hatch": "" if held.status == "kept" else "////"}
+                    style: dict[str, Any] = {"color": COLOURS[kind], "hatch": "" if held.status == "kept" else "////"}
                     axes.barh(y, float(held.stop - held.start), 0.85, float(held.start), edgecolor="white", **style)
             size = format_bytes(float(moment.bytes_per_parameter(rank)) * self.num_parameters)
             axes.text(1.01, rank * 4 + 1, size, va="center", fontsize=9)
@@ -169,7 +169,8 @@ def _table(scenario: ShardScenario, number: int, num_parameters: float) -> str:
         return format_bytes(float(bytes_per_parameter) * num_parameters)
 
     cells = [(kind, size(moment.held(0, kind) * BYTES_PER_PARAMETER[kind])) for kind in KINDS]
-    cells += [("each rank holds now", size(moment.bytes_per_parameter(0))), ("at most in this step", size(scenario.peak))]
+    cells.append(("each rank holds now", size(moment.bytes_per_parameter(0))))
+    cells.append(("at most in this step", size(scenario.peak)))
     cells += [("sent so far", size(2 * moment.sent)), ("in the whole step", size(2 * scenario.sent))]
     head = "".join(f"<th>{name}</th>" for name, _ in cells)
     body = "".join(f"<td>{value}</td>" for _, value in cells)

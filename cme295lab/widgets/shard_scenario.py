@@ -1,10 +1,10 @@
 """Who holds what during one training step under ZeRO: a training step as a list of moments, as pure records.
 
-The model is a line from 0 to 1, cut into equal layers; each layer is cut into one shard per rank. A `Holding` is a piece of
-that line that a rank has in memory. Mixed-precision Adam: 2 bytes per parameter of weights, 2 of gradients, 12 of optimizer
-state (fp32 master weights, momentum, variance). What is sent is counted as on a ring.
+The model is a line from 0 to 1, cut into equal layers; each layer is cut into one shard per rank. A `Holding` is a
+piece of that line that a rank has in memory. Mixed-precision Adam: 2 bytes per parameter of weights, 2 of gradients,
+12 of optimizer state (fp32 master weights, momentum, variance). What is sent is counted as on a ring.
 
-Source: Rajbhandari et al. 2020, "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", sections 5 and 7.
+Source: Rajbhandari et al. 2020, "ZeRO: Memory Optimizations Toward Training Trillion Parameter Models", §5 and §7.
 """
 
 from dataclasses import dataclass

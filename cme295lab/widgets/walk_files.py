@@ -1,4 +1,4 @@
-"""The browser's part of the walks: what they share, and each one's own file, put together as one module and one sheet."""
+"""The browser's part of the walks: what they share, and each one's own file, put together as one module and sheet."""
 
 from pathlib import Path
 

@@ -1,5 +1,6 @@
 """A training step under ZeRO, moment by moment: at its end each rank holds what the ZeRO paper says."""
 
+import itertools
 from fractions import Fraction
 
 import pytest
@@ -26,7 +27,7 @@ def test_shard_scenario_ends_at_the_papers_figure_for_7_5_b_on_64_ranks(stage: i
 def test_shard_scenario_sends_what_a_ring_sends(step) -> None:
     volume = 3 if step.stage == 3 else 2
     assert step.sent == Fraction(volume * (step.num_ranks - 1), step.num_ranks)
-    assert all(a.sent <= b.sent for a, b in zip(step.moments, step.moments[1:]))
+    assert all(a.sent <= b.sent for a, b in itertools.pairwise(step.moments))
 
 
 @given(steps)
@@ -39,7 +40,7 @@ def test_shard_scenario_ranks_together_hold_the_model_and_what_is_sharded_once(s
         if sharded[kind]:
             assert pieces[0][0] == 0
             assert pieces[-1][1] == 1
-            assert all(a[1] == b[0] for a, b in zip(pieces, pieces[1:]))
+            assert all(a[1] == b[0] for a, b in itertools.pairwise(pieces))
 
 
 def test_shard_scenario_gathers_one_layer_at_a_time_in_stage_3() -> None:
