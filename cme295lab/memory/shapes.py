@@ -15,6 +15,7 @@ Source: Shoeybi et al. 2019, "Megatron-LM", §3.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -47,6 +48,7 @@ class ParameterShape:
         return math.prod(self.shape)
 
 
+@functools.lru_cache(maxsize=256)
 def parameter_shapes(config: ModelConfig, parallel: ParallelConfig | None = None) -> tuple[ParameterShape, ...]:
     """The parameters that one rank computes with, before ZeRO divides them.
 
