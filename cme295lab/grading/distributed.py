@@ -4,18 +4,20 @@
 crash with its rank and the student's line, a deadlock with the place where each rank waits, and otherwise the facts of
 all ranks. A judge sees plain data only.
 
-    scene = Once(lambda student: observe_ranks(scenario, student, num_ranks=4, inputs={"seed": 0}))
-    Property(name="the sums are right", observe=scene, judge=judge_sums, where="4 ranks, seed 0")
-    Property(name="each rank sends 3/4 of the tensor", observe=scene, judge=judge_traffic, where="4 ranks, seed 0")
+    on_four = scene(scenario, four)  # one run, judged twice; `four` is a case: it has num_ranks and a text
+    rank_property("the sums are right", four, on_four, judge_sums)
+    rank_property("each rank sends 3/4 of the tensor", four, on_four, on_each(judge_traffic, four))
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from cme295lab.grading.exercise import Once, Property
 from cme295lab.grading.observe import Observation, RankFacts, StudentError, quiet
 from cme295lab.grading.on_rank import Scenario, Signs, run_scenario
 from cme295lab.grading.result import Kind, Outcome
@@ -100,14 +102,73 @@ def collectives_called(facts: RankFacts, allowed: Iterable[str], instead: str) -
     return list(dict.fromkeys(sentences))
 
 
-def judge_each_rank(ranks: Iterable[RankFacts], judge: Callable[[RankFacts], Outcome]) -> Outcome:
-    """Judge each rank by itself; the first that fails is reported, with its number."""
-    for facts in ranks:
-        outcome = judge(facts)
-        if not outcome.passed:
-            difference = f"on rank {facts.rank}: {outcome.difference or str(outcome.kind)}"
-            return Outcome(name="", kind=outcome.kind, difference=difference, cause=outcome.cause)
-    return Outcome(name="")
+class RankCase(Protocol):
+    """An input of a scenario on several ranks."""
+
+    @property
+    def num_ranks(self) -> int:
+        """How many processes."""
+        ...
+
+    @property
+    def text(self) -> str:
+        """The input in words."""
+        ...
+
+
+def scene(scenario: Scenario, case: RankCase, **options: Any) -> Once:
+    """One run of a scenario with a case, which several properties judge.
+
+    Args:
+        scenario: runs on every rank: `scenario(probe, student, case)`.
+        case: the input.
+        options: of `observe_ranks`.
+    """
+
+    def observe(student: Any) -> Observation:
+        return observe_ranks(scenario, student, num_ranks=case.num_ranks, inputs={"case": case}, **options)
+
+    return Once(observe)
+
+
+def rank_property(
+    name: str,
+    case: RankCase,
+    seen_in: Once,
+    judge: Callable[[Sequence[RankFacts]], Outcome],
+    *,
+    weight: float = 1.0,
+    needs: tuple[str, ...] = (),
+) -> Property:
+    """A property of what was observed on all ranks.
+
+    Args:
+        name: what must hold.
+        case: the input.
+        seen_in: the run of the case.
+        judge: gets the facts of all ranks.
+        weight: its share of the score.
+        needs: names of properties without which this one means nothing.
+    """
+
+    def judge_seen(seen: Observation) -> Outcome:
+        return judge(seen.ranks)
+
+    return Property(name=name, observe=seen_in, judge=judge_seen, where=case.text, weight=weight, needs=needs)
+
+
+def on_each(judge: Callable[..., Outcome], case: RankCase, *more: Any) -> Callable[[Sequence[RankFacts]], Outcome]:
+    """Judge each rank by itself, with `judge(case, facts, *more)`; the first rank that fails is reported."""
+
+    def judge_all(ranks: Sequence[RankFacts]) -> Outcome:
+        for facts in ranks:
+            outcome = judge(case, facts, *more)
+            if not outcome.passed:
+                difference = f"on rank {facts.rank}: {outcome.difference or outcome.kind}"
+                return replace(outcome, difference=difference)
+        return Outcome(name="")
+
+    return judge_all
 
 
 def judge_same_calls(ranks: Sequence[RankFacts]) -> Outcome:

@@ -26,19 +26,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from cme295lab.grading.observe import Communication, RankFacts, StudentError, is_student, student_error
 from cme295lab.grading.result import Kind
 from cme295lab.grading.watch import Allocation, Watch, line_text
-from cme295lab.parallel.calls import CollectiveCall, watching
-from cme295lab.parallel.comm_ledger import CommLedger
+from cme295lab.parallel.c10d_operators import c10d_watch
+from cme295lab.parallel.calls import CollectiveCall
 
 Scenario = Callable[..., Mapping[str, Any]]
 
 SOMEBODY_ELSE_IS_GONE = re.compile(r"closed by peer|Connection reset|Broken pipe|pair closure|Timed out waiting")
 _MESSAGES = ("send", "recv")
 _LIBRARY = "cme295lab.parallel"
-_SEAMS = ("transport", "calls", "c10d_watch", "comm_ledger")  # of it, what a student's call goes through anyway
+_SEAMS = ("transport", "calls", "c10d_operators")  # of it, what a call goes through anyway
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +202,7 @@ def run_scenario(scenario: Scenario, student: Any, inputs: Mapping[str, Any], fo
     probe = Probe(dist.get_rank(), dist.get_world_size(), signs)
     recorder = _Recorder(probe)
     try:
-        with warnings.catch_warnings(), CommLedger(), watching(recorder):
+        with warnings.catch_warnings(), c10d_watch(recorder), _Peers(recorder):
             warnings.simplefilter("ignore")
             outputs = scenario(probe, student, **inputs)
         return probe.facts(outputs, tuple(recorder.calls))
@@ -231,17 +232,17 @@ class _Recorder:
     def __init__(self, probe: Probe) -> None:
         self._probe = probe
         self.calls: list[Communication] = []
+        self.peer: int | None = None
 
     def observe(self, call: CollectiveCall, group: dist.ProcessGroup) -> None:
         """See one call, before it starts."""
         line, from_library = _student_line(sys._getframe())
-        peer = re.search(r"rank (\d+)", call.detail) if call.collective in _MESSAGES else None
         seen = Communication(
             collective=call.collective,
             payload_bytes=call.payload_bytes,
             sent_bytes=float(call.sent_bytes),
             received_bytes=float(call.received_bytes),
-            peer=int(peer[1]) if peer else None,
+            peer=self.peer,
             phase=self._probe.current_phase,
             line=line,
             tag=call.tag,
@@ -250,6 +251,19 @@ class _Recorder:
         self.calls.append(seen)
         if call.collective not in _MESSAGES:
             self._probe.note_collective(seen.text)
+
+
+class _Peers(TorchDispatchMode):
+    """Tells the recorder to or from which rank the message goes that it is about to see."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        super().__init__()
+        self._recorder = recorder
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        is_message = func.namespace == "c10d" and func._overloadpacket.__name__ in ("send", "recv_")
+        self._recorder.peer = int(args[2]) if is_message else None
+        return func(*args, **(kwargs or {}))
 
 
 def _student_line(frame: FrameType | None) -> tuple[str, bool]:
