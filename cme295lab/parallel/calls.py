@@ -6,7 +6,7 @@ it with what the other ranks are about to call. With nobody watching, an announc
 
 Two kinds of code announce. `cme295lab.parallel.transport` says what a call stands for, and hides the point-to-point
 messages and exchanges it is made of. Everything else (a student's own ``torch.distributed`` code, DDP, FSDP) is seen
-by `c10d_watch`, which reads PyTorch's operators as they are dispatched.
+by `c10d_operators.c10d_watch`, which reads PyTorch's operators as they are dispatched.
 
 **Bytes are algorithmic.** A call of payload S bytes over N ranks sends, per rank, what the best ring sends: an
 all-reduce 2 S (N-1)/N, a reduce-scatter or an all-gather S (N-1)/N, where S is the whole vector (the input of the
@@ -26,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager as ContextManager
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch.distributed as dist
 from torch import Tensor
@@ -65,6 +65,7 @@ class CollectiveCall:
     splits: tuple[tuple[int, ...], tuple[int, ...]] | None = field(default=None)
 
 
+@runtime_checkable
 class Watcher(Protocol):
     """Whoever is told of calls before they start."""
 
@@ -143,7 +144,12 @@ def describe(
 
 def is_watched() -> bool:
     """Whether a call made here and now would be seen by anyone."""
-    return bool(_watchers) and not getattr(_hidden, "depth", 0)
+    return bool(_watchers) and not is_hidden()
+
+
+def is_hidden() -> bool:
+    """Whether this thread is inside a call that was announced already."""
+    return getattr(_hidden, "depth", 0) > 0
 
 
 def announce(call: CollectiveCall, group: dist.ProcessGroup) -> None:

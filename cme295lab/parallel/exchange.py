@@ -1,7 +1,7 @@
 """How `transport` moves tensors on gloo: messages between pairs of ranks, a piece at a time.
 
-A reduce-scatter of a long vector goes in pieces of at most `PIECE_BYTES`. Of its own shard, a rank receives each other rank's
-piece into a scratch buffer and adds them up in the order of the ranks, while the next pieces arrive in a second
+A reduce-scatter of a long vector goes in pieces of at most `PIECE_BYTES`. Of its own shard, a rank receives each other
+rank's piece into a scratch buffer and adds them up in the order of the ranks, while the next pieces arrive in a second
 buffer. So nothing of the payload's size is allocated, and the sums run in the cache. An all-reduce sends each piece of
 the sum on as soon as it is there.
 
