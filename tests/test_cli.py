@@ -13,6 +13,7 @@ from cme295lab.cli import parse_parameters
 from cme295lab.course import browser, doctor
 from cme295lab.course.doctor import Reading, what_runs_where
 from cme295lab.course.places import Course, CourseError, UsageError, find_course
+from cme295lab.parallel import pool
 
 TIMEOUT_S = 60
 
@@ -108,7 +109,7 @@ def test_lab_opens_the_first_notebook_of_this_course(tmp_path: Path, monkeypatch
 def test_doctor_reports_this_machine() -> None:
     result = run_cli("doctor")
     assert result.returncode in (0, 1), result.stderr
-    for what in ("Python", "PyTorch", "Triton", "GPU", "CPU cores", "Memory", "Course", "Chromium"):
+    for what in ("Python", "PyTorch", "Triton", "GPU", "CPU cores", "Processes", "Memory", "Course", "Chromium"):
         assert what in result.stdout
 
 
@@ -127,6 +128,14 @@ def test_doctor_gives_a_fix_for_every_problem(monkeypatch: pytest.MonkeyPatch) -
     assert {what for what, state in states.items() if state == "problem"} >= {"Python", "PyTorch", "Course"}
     assert all(reading.fix for reading in readings if reading.state != "ok")
     assert what_runs_where(readings) == ["Nothing of the course runs here until the problems above are put right."]
+
+
+def test_doctor_says_where_no_processes_can_be_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor._processes().state == "ok"
+    monkeypatch.setattr(pool, "why_no_processes", lambda: "use WSL")
+    reading = doctor._processes()
+    assert (reading.state, reading.fix) == ("note", "use WSL")
+    assert "none can be started" in reading.value
 
 
 @pytest.mark.parametrize("system", ["Darwin", "Windows"])

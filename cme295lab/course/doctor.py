@@ -42,7 +42,7 @@ def examine() -> list[Reading]:
     Returns:
         One reading per thing, in the order in which problems should be put right.
     """
-    return [_python(), _torch(), _triton(), _accelerator(), _cores(), _memory(), _course(), _browser()]
+    return [_python(), _torch(), _triton(), _accelerator(), _cores(), _processes(), _memory(), _course(), _browser()]
 
 
 def what_runs_where(readings: list[Reading]) -> list[str]:
@@ -124,6 +124,22 @@ def _cores() -> Reading:
     if num_cores >= 2:
         return Reading("CPU cores", str(num_cores))
     return Reading("CPU cores", str(num_cores), "note", "it works, slowly: stated times are for two cores")
+
+
+def _processes() -> Reading:
+    if _installed("torch") is None:
+        return Reading("Processes", "unknown without PyTorch", "note", "`make setup`")
+    import torch.distributed as dist
+
+    from cme295lab.parallel import pool
+
+    if why := pool.why_no_processes():
+        return Reading("Processes", "none can be started: labs on several processes will not run", "note", why)
+    backends = [name for name in ("gloo", "nccl") if dist.is_available() and getattr(dist, f"is_{name}_available")()]
+    if "gloo" not in backends:
+        fix = "install PyTorch from its own wheels: labs on several processes use gloo"
+        return Reading("Processes", "this PyTorch has no gloo", "note", fix)
+    return Reading("Processes", f"by {pool.start_method()}, torch.distributed with {' and '.join(backends)}")
 
 
 def _memory() -> Reading:
