@@ -44,8 +44,7 @@ class Console:
         except BlockingIOError:
             return "nothing"
         *lines, self._rests[rank] = (self._rests[rank] + data).split(b"\n")
-        for line in lines:
-            self._show(rank, line)
+        self._show(rank, lines)
         return "something" if data else "end"
 
     def report(self, rank: int, done: float, total: float, text: str) -> None:
@@ -69,15 +68,17 @@ class Console:
             while self.read(rank) == "something":
                 pass
             if self._rests[rank]:
-                self._show(rank, self._rests[rank])
+                self._show(rank, [self._rests[rank]])
                 self._rests[rank] = b""
         if self._bar is not None:
             self._bar.close()
 
-    def _show(self, rank: int, line: bytes) -> None:
-        if not self._print_output:
+    def _show(self, rank: int, lines: Sequence[bytes]) -> None:
+        if not self._print_output or not lines:
             return
-        text = f"[rank {rank}] {line.decode(errors='replace').rstrip(chr(13))}"
+        # of a line that was written over, like a rank's own progress bar, the last state is shown
+        shown = [line.decode(errors="replace").rstrip("\r").rsplit("\r", 1)[-1] for line in lines]
+        text = "\n".join(f"[rank {rank}] {line}" for line in shown)
         if self._bar is None:
             print(text, flush=True)
         else:

@@ -152,6 +152,8 @@ def why_no_processes() -> str:
         return "ranks need process groups and signals, which Windows does not have; use WSL"
     if _is_a_fork():
         return "this process was forked by one that has started ranks before; call it there, or in a new process"
+    if multiprocessing.current_process().daemon:
+        return "this is a worker of a multiprocessing pool, which may not have children; call it outside of the pool"
     if not os.access(tempfile.gettempdir(), os.W_OK):
         return f"the directory {tempfile.gettempdir()} cannot be written; set TMPDIR to one that can"
     return ""

@@ -84,6 +84,7 @@ class Watch:
 
         That is so when each rank that has not finished waits in a collective, at the same place and without using the
         CPU, at two looks in a row. Somebody who sends or adds uses the CPU; somebody who sleeps is in no collective.
+        With GPUs that does not follow, since they may work while the CPU waits.
         """
         until_s = time.monotonic() + self._job.timeout_s
         self.limit = f"timeout_s = {self._job.timeout_s:g} s"
@@ -93,7 +94,7 @@ class Watch:
             self._follow(min(_DEADLOCK_CHECK_S, until_s - time.monotonic()), self._someone_failed)
             before, cpu_s = cpu_s, self._cpu_times()
             is_idle = before.keys() == cpu_s.keys() and all(cpu_s[r] - before[r] < _IDLE_CPU_S for r in cpu_s)
-            if not is_idle or self._someone_failed():
+            if not is_idle or self._someone_failed() or self._job.backend != "gloo":
                 places = None
                 continue
             earlier, places = places, {rank: outcome.frames for rank, outcome in self._stacks().items()}

@@ -20,6 +20,7 @@ import faulthandler
 import importlib
 import io
 import linecache
+import multiprocessing
 import os
 import random
 import shutil
@@ -150,6 +151,7 @@ def serve(connection: Connection, output: Connection, parent_pid: int) -> NoRetu
         parent_pid: process of the caller.
     """
     os.setpgid(0, 0)
+    multiprocessing.current_process().daemon = False  # a rank may have children: a data loader's processes
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the caller gets the interrupt and ends its ranks itself
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _redirect_output(output)

@@ -188,6 +188,7 @@ def test_output_is_shown_line_by_line_with_the_rank_in_front(capsys: pytest.Capt
         print("to stderr", file=sys.stderr)
         os.system("echo from C")
         os.write(1, b"not UTF-8 \xff\n")
+        print("10 %\r20 %\r30 %")
         print("no line end", end="")
 
     run_distributed(talk, 2)
@@ -200,9 +201,10 @@ def test_output_is_shown_line_by_line_with_the_rank_in_front(capsys: pytest.Capt
             "to stderr",
             "from C",
             "not UTF-8 \N{REPLACEMENT CHARACTER}",
+            "30 %",
             "no line end",
         ]
-    assert len(printed) == 12, printed
+    assert len(printed) == 14, printed
     run_distributed(talk, 1, print_output=False)
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "")
