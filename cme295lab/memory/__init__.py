@@ -32,11 +32,13 @@ if TYPE_CHECKING:
     )
     from cme295lab.memory.precision import POLICIES, PrecisionPolicy, get_policy
     from cme295lab.memory.setting import ParallelConfig, TrainingSetting
+    from cme295lab.memory.timeline import MemoryTimeline
 
 _HOME: dict[str, str] = {
     "Fix": "fit",
     "LedgerRow": "ledger",
     "MemoryLedger": "ledger",
+    "MemoryTimeline": "timeline",
     "ModelStates": "model_states",
     "POLICIES": "precision",
     "ParallelConfig": "setting",
@@ -74,6 +76,7 @@ __all__: list[str] = [
     "largest_fitting",
     "cheapest_fix",
     "Fix",
+    "MemoryTimeline",
 ]
 
 

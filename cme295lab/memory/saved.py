@@ -1,0 +1,111 @@
+"""Which tensors autograd has saved for the backward pass, found by reading the graph and changing nothing in it.
+
+After an operator has run, its output has a node of the graph, and the node tells what it saved. Reading gives back the
+very tensor: no copy is made, versions are checked as before, a second backward pass works as before. Where the
+program's own saved-tensor hooks are at work (activation checkpointing, offloading), reading would call them out of
+turn. There the node is left alone, and what the hook packed is looked at instead, the moment that it is handed to
+autograd.
+
+Not seen: what nodes of in-place operators on views save (torch hides them); such storages stay "temporary".
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
+
+_RAW = "_raw_saved_"
+_MAX_WAITING = 256  # outputs that wait for a node before those that are gone are dropped
+
+_autograd: Any = torch._C._autograd
+
+
+class SavedTensors:
+    """Finds saved tensors, and calls `found` with each, between `start` and `stop`.
+
+    Args:
+        found: what to do with a saved tensor.
+    """
+
+    def __init__(self, found: Callable[[Tensor], None]) -> None:
+        self._found = found
+        self._waiting: list[weakref.ref[Tensor]] = []
+        self._later: list[weakref.ref[Tensor]] = []
+        self._task = -1
+        self._limit = _MAX_WAITING
+        self._attributes: dict[type, list[str]] = {}
+        self._push: Any = None
+
+    def start(self) -> None:
+        """Watch what saved-tensor hooks pack."""
+        self._push = original = _autograd._push_saved_tensors_default_hooks
+
+        def push(pack: Callable[[Tensor], Any], unpack: Callable[[Any], Tensor]) -> None:
+            def watched_pack(tensor: Tensor) -> Any:
+                packed = pack(tensor)
+                for leaf in tree_leaves(packed):
+                    if isinstance(leaf, Tensor):
+                        self._found(leaf)
+                return packed
+
+            original(watched_pack, unpack)
+
+        _autograd._push_saved_tensors_default_hooks = push
+
+    def stop(self) -> None:
+        """Leave torch as it was."""
+        _autograd._push_saved_tensors_default_hooks = self._push
+        self._waiting.clear()
+        self._later.clear()
+
+    def expect(self, output: Tensor) -> None:
+        """An operator has made this; its node comes when autograd is done with it."""
+        if _autograd._top_saved_tensors_default_hooks(True) is None:
+            self._waiting.append(weakref.ref(output))
+
+    def look(self) -> None:
+        """Read the nodes that have come.
+
+        In a function's own forward, and wherever no graph is made, there is none yet: such outputs are asked again when
+        an operator extends the graph, and for the last time when a backward pass begins, before it frees anything.
+        """
+        if not self._waiting and not self._later:
+            return
+        task = torch._C._current_graph_task_id()
+        all_of_them = torch.is_grad_enabled() or task != self._task
+        self._task = task
+        waiting, self._waiting = self._waiting, []
+        if all_of_them:
+            waiting, self._later = self._later + waiting, []
+        read: list[Any] = []  # an operator with several outputs has one node
+        for reference in waiting:
+            output = reference()
+            node = None if output is None else output.grad_fn
+            if node is None:
+                if not all_of_them and output is not None:
+                    self._later.append(reference)
+            elif not any(node is other for other in read):
+                read.append(node)
+                self._read(node)
+        if len(self._later) > self._limit:
+            self._later = [reference for reference in self._later if reference() is not None]
+            self._limit = max(_MAX_WAITING, 2 * len(self._later))
+
+    def _read(self, node: Any) -> None:
+        if isinstance(node, torch.autograd.function.BackwardCFunction):
+            saved = [*node.saved_tensors, *tree_leaves(vars(node))]
+        else:
+            kind = type(node)
+            names = self._attributes.get(kind)
+            if names is None:
+                names = self._attributes[kind] = ["_saved_" + n[len(_RAW) :] for n in dir(kind) if n.startswith(_RAW)]
+            saved = [getattr(node, name) for name in names]
+        for tensors in saved:
+            for tensor in tensors if isinstance(tensors, tuple) else (tensors,):
+                if isinstance(tensor, Tensor):
+                    self._found(tensor)
