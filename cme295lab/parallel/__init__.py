@@ -2,7 +2,10 @@
 
 Read in this order: ``launcher`` (a function, run by several real processes, from a script or a notebook cell; behind it
 ``pool``, ``worker``, ``blame``, ``console``, ``sending`` and ``in_place``), then the collectives, then what is built of
-them.
+them. Of collectives, read ``schedules`` and ``collectives`` (rings and trees, written out), ``comm_ledger`` (bytes of any
+torch.distributed code, counted; behind it ``calls`` and ``c10d_operators``), ``consistency`` (do all ranks make the same
+call?), ``cost_model`` (how long it takes over which link), and ``transport`` with ``exchange``: what the rest of the
+room calls.
 
 Everything runs on the CPU (gloo) and on GPUs (nccl), and unchanged under ``torchrun`` on many machines.
 """
@@ -15,20 +18,31 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cme295lab.parallel.blame import DistributedError
+    from cme295lab.parallel.calls import ledger_tag
+    from cme295lab.parallel.comm_ledger import CommLedger
+    from cme295lab.parallel.consistency import CollectiveMismatch, checked
     from cme295lab.parallel.launcher import run_distributed
     from cme295lab.parallel.pool import shutdown_pool
     from cme295lab.parallel.worker import report_progress
 
 # Public name -> the module that it lives in; one line a name, here, above and in __all__.
 _HOME = {
+    "CollectiveMismatch": "consistency",
+    "CommLedger": "comm_ledger",
     "DistributedError": "blame",
+    "checked": "consistency",
+    "ledger_tag": "calls",
     "report_progress": "worker",
     "run_distributed": "launcher",
     "shutdown_pool": "pool",
 }
 
 __all__ = [
+    "CollectiveMismatch",
+    "CommLedger",
     "DistributedError",
+    "checked",
+    "ledger_tag",
     "report_progress",
     "run_distributed",
     "shutdown_pool",

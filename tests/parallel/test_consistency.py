@@ -40,9 +40,7 @@ def _plain(rank):
         "dtype": lambda: dist.all_reduce(x.double() if astray else x),
         "operation": either(lambda: dist.all_reduce(x), lambda: dist.broadcast(x, 0)),
         "root": lambda: dist.broadcast(x, 1 if astray else 0),
-        "splits": lambda: dist.all_to_all_single(
-            torch.ones(X), torch.ones(X), [X - 2, 2, *none] if astray else even, even
-        ),
+        "splits": lambda: dist.all_to_all_single(torch.ones(X), torch.ones(X), odd if astray else even, even),
         "left": either(lambda: dist.all_reduce(x), lambda: None),
         "late": either(lambda: dist.all_reduce(x), lambda: time.sleep(1.0)),
     }
