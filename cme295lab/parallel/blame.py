@@ -18,6 +18,7 @@ import re
 import signal
 import sys
 import sysconfig
+import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,6 +123,12 @@ class DistributedError(RuntimeError):
 
     def __reduce__(self) -> tuple[type[DistributedError], tuple[str, dict[int, str], int | None]]:
         return type(self), (str(self), self.failures, self.culprit)
+
+    def _render_traceback_(self) -> list[str]:
+        """What a notebook shows (IPython asks for it): the user's call and the text, and nothing of the launcher."""
+        frames = [Frame(f.filename, f.lineno or 0, f.name) for f in traceback.extract_tb(self.__traceback__)]
+        calls = [f"called at {frame.describe()}" for frame in frames if frame.is_of_the_user]
+        return [*calls, f"{type(self).__name__}: {self}"]
 
 
 def explain(outcomes: Mapping[int, Outcome], *, limit: str) -> DistributedError:

@@ -48,6 +48,7 @@ def facts_of_a_rank(factor: int, *, offset: int) -> dict[str, Any]:
 def test_ranks_see_the_caller_as_it_is_now_and_results_are_in_order(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
+    run_distributed(do_nothing, 3)  # the processes of the next call are started before what follows is set
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path / "modules"))
     monkeypatch.setattr(sys, "argv", ["script.py", "--fast"])

@@ -67,6 +67,7 @@ class Notebook:
     """A kernel, and the cells that it is given."""
 
     def __init__(self, folder: Path) -> None:
+        self.traceback = ""
         self.manager: KernelManager
         self.manager, self.client = start_new_kernel(
             startup_timeout=LIMIT_S, kernel_name="python3", cwd=str(folder), env={**os.environ, "OMP_NUM_THREADS": "1"}
@@ -94,6 +95,7 @@ class Notebook:
                 text += content["text"]
             elif message["msg_type"] == "error":
                 error = f"{content['ename']}: {content['evalue']}"
+                self.traceback = "\n".join(content["traceback"])
             elif message["msg_type"] == "display_data":
                 others += list(content["data"])
         return text, error, others
@@ -143,6 +145,7 @@ def test_an_error_names_cells_and_their_lines(notebook: Notebook) -> None:
     assert error.startswith("DistributedError: rank 1 raised ValueError: wrong shape\n\nTraceback")
     assert f'  Cell In[{number}], line 2, in inner\n    raise ValueError("wrong shape")\n' in error
     assert f"rank 0 waits in all_reduce at line 8 of Cell In[{number}]: dist.all_reduce(x)" in error
+    assert notebook.traceback == f"called at line 9 of Cell In[{number}]: run_distributed(fn, 2)\n{error}"
 
 
 def test_progress_of_ranks_is_one_bar_under_the_cell(notebook: Notebook) -> None:
