@@ -214,6 +214,9 @@ def outer_activations(setting: TrainingSetting) -> tuple[SavedTensor, ...]:
     if config.position == "rope":
         rows.append(SavedTensor(operator="rotations", what="cosines and sines", num_bytes=2 * e * seq * config.head_dim,
                                 formula="2e·s·head_dim", scope="outside"))  # fmt: skip
+    if setting.attention == "standard" and setting.recompute != "none":
+        rows.append(SavedTensor(operator="causal mask", what="for the second run", num_bytes=e * seq * setting.seq,
+                                formula="e·s²", scope="outside"))  # fmt: skip
     if split.pipeline_rank == split.pipeline - 1:
         rows += [
             SavedTensor(operator="last norm", what="input", num_bytes=e * z.whole, formula="e·sbh", scope="outside"),

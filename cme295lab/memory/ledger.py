@@ -214,7 +214,7 @@ def ledger_of(setting: TrainingSetting) -> MemoryLedger:
     """The ledger of a setting at the moment when it holds most."""
     moments = moments_of(setting)
     gradients = states_of(setting).gradients
-    peak = max(moments, key=lambda moment: moment.num_bytes + (gradients if moment.gradients else 0))
+    peak = max(moments, key=lambda moment: moment.num_bytes + gradients * moment.gradient_share)
     return _at(setting, moments, peak)
 
 
@@ -259,9 +259,10 @@ def _state_rows(setting: TrainingSetting, moment: Moment) -> list[LedgerRow]:
 
     rows = [LedgerRow(name="weights", memory_class="weight", num_bytes=found.weights,
                       formula=text(policy.weight_bytes, 3), source=source)]  # fmt: skip
-    if moment.gradients:
-        rows.append(LedgerRow(name="gradients", memory_class="gradient", num_bytes=found.gradients,
-                              formula=text(policy.gradient_bytes, 2), source=source))  # fmt: skip
+    share = "" if moment.gradient_share == 1 else f", {float(moment.gradient_share):.0%} of them"
+    rows.append(LedgerRow(name="gradients", memory_class="gradient",
+                          num_bytes=round(found.gradients * moment.gradient_share),
+                          formula=text(policy.gradient_bytes, 2) + share, source=source))  # fmt: skip
     if not setting.offload_states:
         rows += [
             LedgerRow(name="master weights", memory_class="master weight", num_bytes=found.masters,

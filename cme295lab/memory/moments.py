@@ -58,13 +58,13 @@ class Moment:
         name: which moment.
         activations: saved for the backward pass and not used yet.
         temporaries: everything else.
-        gradients: whether all gradients exist (True) or, of those that are freed after each step, none does yet.
+        gradient_share: share of all gradients that exist: 1 where they are kept.
     """
 
     name: str
     activations: tuple[SavedTensor, ...]
     temporaries: tuple[Temporary, ...]
-    gradients: bool
+    gradient_share: Fraction
 
     @property
     def num_bytes(self) -> int:
@@ -74,29 +74,51 @@ class Moment:
 
 def moments_of(setting: TrainingSetting) -> tuple[Moment, ...]:
     """The candidates for the peak, in the order of the step."""
-    shapes, kept = parameter_shapes(setting.config, setting.parallel), setting.gradients == "kept"
+    shapes, split = parameter_shapes(setting.config, setting.parallel), setting.parallel
     layers, outside = layers_activations(setting), activations.outer_activations(setting)
-    sharding = tuple(_distributed(setting, shapes))
-    within = tuple(_within_layer(setting, shapes))
     early = tuple(row for row in outside if row.operator in _BEFORE_LAYERS)
+    sharding, waiting = tuple(_distributed(setting, shapes)), tuple(_tied_head(setting))
+    largest, after_mlp = _within_layer(setting, shapes)
+    within = (*_recomputed(setting), largest, *waiting, *sharding)
     found = []
-    if setting.parallel.pipeline_rank == setting.parallel.pipeline - 1:
+
+    def add(name: str, kept: tuple[SavedTensor, ...], temporaries: Iterable[Temporary], share: Fraction) -> None:
+        share = Fraction(1) if setting.gradients == "kept" else share
+        found.append(Moment(name=name, activations=kept, temporaries=tuple(temporaries), gradient_share=share))
+
+    if split.pipeline_rank == split.pipeline - 1:
         rest = tuple(row for row in outside if row.operator != "cross-entropy")
-        found += [
-            Moment(name="loss", activations=layers + outside, temporaries=(*_loss(setting), *sharding), gradients=kept),
-            Moment(name="head", activations=layers + rest, temporaries=(*_head(setting), *sharding), gradients=kept),
-        ]
-    waiting = tuple(_tied_head(setting))
-    found += [
-        Moment(name="last layer", activations=layers + early, temporaries=within + waiting + sharding, gradients=kept),
-        Moment(name="embedding", activations=(), temporaries=tuple(_embedding(setting)) + waiting + sharding,
-               gradients=True),
-        Moment(name="optimizer", activations=(), temporaries=tuple(_optimizer(setting, shapes)), gradients=True),
-    ]  # fmt: skip
+        add("loss", layers + outside, (*_loss(setting), *sharding), Fraction(0))
+        add("head", layers + rest, (*_head(setting), *sharding), Fraction(0))
+    numbers = [shape.layer for shape in shapes if shape.layer is not None]
+    for name, kept, layer in (("last layer", layers, max(numbers)),
+                              ("first layer", activations.kept_activations(setting), min(numbers))):  # fmt: skip
+        add(name, kept + early, within, _gradient_share(shapes, layer, after_mlp))
+    if split.pipeline_rank == 0:
+        tables = {shape.name: shape.num_elements for shape in shapes if shape.part == "embedding"}
+        num_elements = sum(shape.num_elements for shape in shapes)
+        there = num_elements - sum(tables.values())
+        if "position_embedding.weight" in tables:
+            add("positions", (), (*_positions(setting), *waiting, *sharding), Fraction(there, num_elements))
+        there = num_elements - tables["embedding.weight"]
+        add("embedding", (), (*_embedding(setting), *waiting, *sharding), Fraction(there, num_elements))
+    add("optimizer", (), _optimizer(setting, shapes), Fraction(1))
     return tuple(found)
 
 
-_BEFORE_LAYERS = ("positions", "embedding dropout", "rotations")
+def _gradient_share(shapes: Iterable[ParameterShape], layer: int, after_mlp: bool) -> Fraction:
+    """Share of all gradients that exist while a layer is at work, be it on its MLP or on the core of its attention."""
+    there = everything = 0
+    for shape in shapes:
+        everything += shape.num_elements
+        behind = shape.part != "embedding" if shape.layer is None else shape.layer > layer
+        mlp_or_out = shape.part == "mlp" or ".attention.out." in shape.name
+        if behind or (shape.layer == layer and after_mlp and mlp_or_out):
+            there += shape.num_elements
+    return Fraction(there, everything)
+
+
+_BEFORE_LAYERS = ("positions", "embedding dropout", "rotations", "causal mask")
 
 
 def layers_activations(setting: TrainingSetting) -> tuple[SavedTensor, ...]:
@@ -132,35 +154,49 @@ def _tied_head(setting: TrainingSetting) -> Iterator[Temporary]:
         yield Temporary(what="gradient of the tied head, waiting", num_bytes=num_bytes, formula="e·Vh")
 
 
+def _positions(setting: TrainingSetting) -> Iterator[Temporary]:
+    """The gradient of the learned positions, and what it is made from."""
+    num_bytes = setting.policy.weight_bytes * setting.config.max_seq * setting.config.dim
+    yield Temporary(what="gradient of the positions", num_bytes=num_bytes, formula="e·Th")
+    yield Temporary(what="incoming gradient", num_bytes=setting.policy.weight_bytes * sizes_of(setting).whole,
+                    formula="e·sbh")  # fmt: skip
+
+
 def _embedding(setting: TrainingSetting) -> Iterator[Temporary]:
+    """The gradient of the embedding, and what it is made from; the sum of a tied one's two parts is a third tensor."""
     config, split = setting.config, setting.parallel
     e, z = setting.policy.weight_bytes, sizes_of(setting)
-    if split.pipeline_rank:
-        return
-    yield Temporary(what="gradient of the embedding's output", num_bytes=e * z.whole, formula="e·sbh")
-    num_bytes = e * -(-config.vocab_size // split.tensor) * config.dim
-    if setting.gradients == "kept" or config.tied_head:
-        yield Temporary(what="gradient of the embedding", num_bytes=num_bytes, formula="e·Vh")
+    table, incoming = e * -(-config.vocab_size // split.tensor) * config.dim, e * z.whole
+    yield Temporary(what="gradient of the embedding", num_bytes=table, formula="e·Vh")
+    if config.tied_head and split.pipeline == 1 and table > incoming:
+        yield Temporary(what="sum of both gradients", num_bytes=table, formula="e·Vh")
+    else:
+        yield Temporary(what="incoming gradient", num_bytes=incoming, formula="e·sbh")
 
 
-def _within_layer(setting: TrainingSetting, shapes: Iterable[ParameterShape]) -> Iterator[Temporary]:
-    """The backward pass of the last layer at its largest, beyond the activations of all layers."""
+def _recomputed(setting: TrainingSetting) -> Iterator[Temporary]:
+    if setting.recompute == "full":
+        num_bytes = activations.recomputed_bytes(setting)
+        yield Temporary(what="recomputed layer", num_bytes=num_bytes, formula="its activations but the input")
+
+
+def _within_layer(setting: TrainingSetting, shapes: Iterable[ParameterShape]) -> tuple[Temporary, bool]:
+    """The backward pass within a layer at its largest, beyond all activations; and whether that is after the MLP."""
     z, config = sizes_of(setting), setting.config
     e = z.element_bytes
-    recomputed = activations.recomputed_bytes(setting)
-    if setting.recompute == "full":
-        yield Temporary(what="recomputed layer", num_bytes=recomputed, formula="its activations but the input")
     matrix = e * max((s.num_elements for s in shapes if s.part == "mlp"), default=0)
-    product = e * (z.whole + z.inner) + matrix
-    gate = e * (z.whole + 2 * z.inner) if config.mlp == "swiglu" else 0
-    scores = 0
+    found = [(e * (z.whole + z.inner) + matrix, "e·(sbh + sbf + hf)", False)]
+    if config.mlp == "swiglu":
+        found.append((e * (z.whole + 2 * z.inner), "e·(sbh + 2sbf)", False))
     if setting.attention == "standard":
         mlp = total(row for row in activations.block_activations(setting) if row.operator.startswith("MLP"))
-        again = recomputed if setting.recompute == "selective" else 0
-        scores = e * (z.whole + 2 * z.query + 2 * z.scores) + again - mlp
-    largest = max(product, gate, scores)
-    formula = {product: "e·(sbh + sbf + hf)", gate: "e·(sbh + 2sbf)", scores: "e·(sbh + 2sbq + 2as²b) - MLP"}[largest]
-    yield Temporary(what="backward pass within a layer", num_bytes=largest, formula=formula)
+        again = activations.recomputed_bytes(setting) if setting.recompute == "selective" else 0
+        count = 1 if config.dropout else 2  # the probabilities after dropout are gone by then
+        num_bytes = e * (z.whole - z.query + count * z.scores) + again - mlp
+        recomputed = " + core" if again else ""
+        found.append((num_bytes, f"e·(sbh - sbq + {count}as²b){recomputed} - MLP", True))
+    largest, formula, after_mlp = max(found)
+    return Temporary(what="backward pass within a layer", num_bytes=largest, formula=formula), after_mlp
 
 
 def _distributed(setting: TrainingSetting, shapes: Iterable[ParameterShape]) -> Iterator[Temporary]:
