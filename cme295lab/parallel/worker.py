@@ -274,7 +274,7 @@ def _join_group(rank: int, job: Job) -> None:
 
 
 class _gloo_greeting_dropped:
-    """Gloo greets on standard output ("Rank 0 is connected to 1 peer ranks"), before the user's function starts."""
+    """In some releases of PyTorch gloo greets on standard output: "Rank 0 is connected to 1 peer ranks"."""
 
     def __enter__(self) -> None:
         _flush()
