@@ -2,10 +2,10 @@
 
 Read in this order: ``launcher`` (a function, run by several real processes, from a script or a notebook cell; behind it
 ``pool``, ``worker``, ``blame``, ``console``, ``sending`` and ``in_place``), then the collectives, then what is built of
-them. Of collectives, read ``schedules`` and ``collectives`` (rings and trees, written out), ``comm_ledger`` (bytes of any
-torch.distributed code, counted; behind it ``calls`` and ``c10d_operators``), ``consistency`` (do all ranks make the same
-call?), ``cost_model`` (how long it takes over which link), and ``transport`` with ``exchange``: what the rest of the
-room calls.
+them. Of collectives, read ``schedules`` and ``collectives`` (rings and trees, written out), ``comm_ledger`` (bytes of
+any torch.distributed code, counted; behind it ``calls`` and ``c10d_operators``), ``consistency`` (do all ranks make the
+same call?), ``cost_model`` and ``step_time`` (how long it takes over which link), and ``transport`` with ``exchange``:
+what the rest of the room calls.
 
 Everything runs on the CPU (gloo) and on GPUs (nccl), and unchanged under ``torchrun`` on many machines.
 """

@@ -31,7 +31,7 @@ from typing import Protocol, runtime_checkable
 import torch.distributed as dist
 from torch import Tensor
 
-ONE_WAY = ("reduce_scatter", "all_gather", "broadcast", "reduce", "all_to_all")  # S (N-1)/N, sent and received
+from cme295lab.parallel.cost_model import wire_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,32 +76,6 @@ class Watcher(Protocol):
 _watchers: list[Watcher] = []
 _tags: list[str] = []
 _hidden = threading.local()
-
-
-def wire_bytes(collective: str, payload_bytes: float, num_ranks: int) -> float:
-    """Bytes that each rank sends (and receives) in a ring collective.
-
-    Args:
-        collective: "all_reduce", "reduce_scatter", "all_gather", "broadcast", "reduce" or "all_to_all".
-        payload_bytes: S, the bytes of the whole vector.
-        num_ranks: N.
-
-    Returns:
-        2 S (N-1)/N for an all-reduce, S (N-1)/N for the others.
-
-    Raises:
-        ValueError: for another collective, or fewer than one rank.
-
-        >>> wire_bytes("all_reduce", 100, 4), wire_bytes("all_gather", 100, 4)
-        (150.0, 75.0)
-    """
-    if num_ranks < 1:
-        raise ValueError(f"num_ranks must be at least 1, got {num_ranks}")
-    if collective == "all_reduce":
-        return 2 * payload_bytes * (num_ranks - 1) / num_ranks
-    if collective in ONE_WAY:
-        return payload_bytes * (num_ranks - 1) / num_ranks
-    raise ValueError(f"collective must be one of all_reduce, {', '.join(ONE_WAY)}, got {collective!r}")
 
 
 def describe(

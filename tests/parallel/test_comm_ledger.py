@@ -1,5 +1,6 @@
 """The ledger counts torch's own parallel training, plain torch.distributed code and ours, by the same formulas."""
 
+import pickle
 import warnings
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from cme295lab.parallel import run_distributed, transport
-from cme295lab.parallel.comm_ledger import CommLedger, ledger_tag
+from cme295lab.parallel import c10d_operators, run_distributed, transport
+from cme295lab.parallel.c10d_operators import decode
+from cme295lab.parallel.comm_ledger import CommLedger, ledger_tag, merge
 
 ELEMENTS = 24  # divides by 1, 2, 3, 4 and 8 ranks
 
@@ -154,3 +156,76 @@ def test_ledger_of_torchs_own_strategies_equals_the_published_factors(num_ranks)
     expected = {"ddp": 2.0, "zero 1": 2.0, "zero redundancy": 3.0, "fsdp": 3.0, "fsdp, no reshard": 2.0}
     for figures in run_distributed(_baselines, num_ranks):
         assert figures == pytest.approx(expected, rel=1e-9)
+
+
+def _two_tags() -> CommLedger:
+    with CommLedger() as ledger:
+        with ledger_tag("gradients"):
+            for _ in range(2):
+                transport.all_reduce(torch.ones(250 + 250))
+        if dist.get_rank() == 1:
+            with ledger_tag("step"), ledger_tag("<extra>"):
+                dist.isend(torch.ones(10), 0).wait()
+        else:
+            dist.irecv(torch.ones(10), 1).wait()
+    return ledger
+
+
+def test_table_of_all_ranks():
+    ledgers = run_distributed(_two_tags, 2)
+    table = merge(ledgers)
+    assert [traffic.sent_bytes for traffic in table.totals] == [4000, 4040]
+    assert [ledger.sent_bytes for ledger in ledgers] == [4000, 4040]
+    assert [ledger.received_bytes for ledger in ledgers] == [4040, 4000]
+    assert [(ledger.rank, ledger.payload_bytes, ledger.total.num_calls) for ledger in ledgers] == [
+        (0, 4040, 3),
+        (1, 4040, 3),
+    ]
+    lines = [line.split() for line in str(table).splitlines()]
+    assert lines[1] == ["gradients", "all_reduce", "float32", "2", "2", "4", "kB", "4", "kB", "4", "kB"]
+    assert ["<extra>", "send", "float32", "2", "1", "40", "B", "0", "B", "40", "B"] in lines
+    assert lines[-1][0] == "total"
+    assert lines[-1][-4:] == ["4", "kB", "4.04", "kB"]
+    page = table._repr_html_()
+    assert "&lt;extra&gt;" in page
+    assert page.count("<tr>") == len(lines)
+    assert str(ledgers[0]) == str(ledgers[0].report())
+    assert "sent, rank 0" in ledgers[0]._repr_html_()
+    assert list(ledgers[1].by_tag()) == ["gradients", "<extra>"], "the innermost tag counts"
+    assert list(ledgers[0].by_collective()) == ["all_reduce", "recv"]
+
+
+def test_unknown_operator_is_named():
+    class Operator:
+        namespace = "c10d"
+
+        class _overloadpacket:
+            __name__ = "teleport_"
+
+        class _schema:
+            arguments = ()
+
+    Operator._overloadpacket.__name__ = "teleport_"
+    with pytest.raises(NotImplementedError, match="c10d::teleport_"):
+        decode(Operator, (), {})
+
+
+def test_every_operator_of_this_torch_is_known():
+    known = {s.name for s in torch._C._jit_get_all_schemas() if s.name.startswith(("c10d::", "_c10d_functional::"))}
+    tables = c10d_operators._C10D_OPERATORS, c10d_operators._FUNCTIONAL_OPERATORS
+    for name in known:
+        namespace, operator = name.split("::")
+        kind = operator if namespace == "c10d" else operator.rstrip("_").removesuffix("_out").removesuffix("_coalesced")
+        assert kind in tables[namespace != "c10d"] or operator in c10d_operators._MOVES_NOTHING, name
+
+
+def test_ledger_refuses_what_it_cannot_do():
+    with pytest.raises(TypeError, match="ledgers must be CommLedgers"):
+        merge([1])
+    with pytest.raises(ValueError, match="at least one"):
+        merge([])
+    with pytest.raises(TypeError, match="name must be a string"), ledger_tag(3):
+        pass
+    with CommLedger() as ledger, pytest.raises(RuntimeError, match="counting already"), ledger:
+        pass
+    assert pickle.loads(pickle.dumps(ledger)).sent_bytes == 0
