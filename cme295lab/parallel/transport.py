@@ -78,12 +78,12 @@ def all_reduce(
     check_summable(tensor)
     if is_watched():
         announce(describe("all_reduce", group, [tensor], payload_bytes=size, detail="sum"), group)
-    if not _is_gloo(group, tensor):
-        return _started(dist.all_reduce(tensor, group=group, async_op=True), async_op)
-    if group.size() == 1 or tensor.numel() == 0:
-        return Handle()
     tensor = tensor.detach()
     with hidden_if_watched():
+        if not _is_gloo(group, tensor):
+            return _started(dist.all_reduce(tensor, group=group, async_op=True), async_op)
+        if group.size() == 1 or tensor.numel() == 0:
+            return Handle()
         if size * group.size() <= ONE_EXCHANGE_BYTES:
             return _finished(_all_reduce_at_once(tensor, group), async_op)
         shards = list(tensor.tensor_split(group.size()))  # the first have one element more if it does not divide
@@ -118,14 +118,14 @@ def reduce_scatter(
     check_summable(input)
     if is_watched():
         announce(describe("reduce_scatter", group, [input], payload_bytes=size, detail="sum"), group)
-    if not _is_gloo(group, input):
-        native = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
-        return _started(native(output, input, group=group, async_op=True), async_op)
     output, input = output.detach(), input.detach()
-    if group.size() == 1 or input.numel() == 0:
-        output.copy_(input)
-        return Handle()
     with hidden_if_watched():
+        if not _is_gloo(group, input):
+            native = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+            return _started(native(output, input, group=group, async_op=True), async_op)
+        if group.size() == 1 or input.numel() == 0:
+            output.copy_(input)
+            return Handle()
         if size <= ONE_EXCHANGE_BYTES:
             received = torch.empty_like(input)
             work = dist.all_to_all_single(received, input, group=group, async_op=True)
@@ -161,21 +161,20 @@ def all_gather(
     check_lengths("output", output, "input", input, group)
     if is_watched():
         announce(describe("all_gather", group, [input], payload_bytes=size), group)
-    if not _is_gloo(group, input):
-        native = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-        return _started(native(output, input, group=group, async_op=True), async_op)
-    output, input = _bytes_if_gloo_needs(output.detach()), _bytes_if_gloo_needs(input.detach())
-    shards = output.view(group.size(), -1)
-    if size <= ONE_EXCHANGE_BYTES and group.size() > 1 and size:
-        with hidden_if_watched():
-            repeated = input.expand(group.size(), -1).contiguous().view(-1)
-            work = dist.all_to_all_single(output, repeated, group=group, async_op=True)
-        return _started(work, async_op)
-    own = shards[group.rank()]
-    if own.data_ptr() != input.data_ptr():
-        own.copy_(input)
+    output, input = output.detach(), input.detach()
     with hidden_if_watched():
-        works = exchange(list(shards), group, next(sequencer(group).reserve_tags(1)))
+        if not _is_gloo(group, input):
+            native = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+            return _started(native(output, input, group=group, async_op=True), async_op)
+        output, input = _bytes_if_gloo_needs(output), _bytes_if_gloo_needs(input)
+        if 0 < size <= ONE_EXCHANGE_BYTES and group.size() > 1:
+            repeated = input.expand(group.size(), -1).contiguous().view(-1)
+            return _started(dist.all_to_all_single(output, repeated, group=group, async_op=True), async_op)
+        shards = list(output.view(group.size(), -1))
+        own = shards[group.rank()]
+        if own.data_ptr() != input.data_ptr():
+            own.copy_(input)
+        works = exchange(shards, group, next(sequencer(group).reserve_tags(1)))
         return _finished(Handle(*(work.wait for work in works)), async_op)
 
 

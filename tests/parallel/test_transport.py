@@ -251,3 +251,28 @@ def test_bad_input_is_named():
 def test_without_processes_the_error_says_what_to_do():
     with pytest.raises(ValueError, match="run_distributed"):
         transport.all_reduce(torch.ones(3))
+
+
+def _another_backend():
+    """On a backend other than gloo, here torch's fake one of four ranks, the calls are torch's own."""
+    import torch.testing._internal.distributed.fake_pg as fake_pg
+
+    from cme295lab.parallel.comm_ledger import CommLedger
+
+    dist.destroy_process_group()
+    dist.init_process_group("fake", store=fake_pg.FakeStore(), rank=1, world_size=4)
+    whole, shard = torch.ones(400_000), torch.ones(100_000)
+    with CommLedger() as ledger:
+        transport.all_reduce(whole)
+        transport.reduce_scatter(shard, whole, async_op=True).wait()
+        transport.all_gather(whole, shard)
+        transport.broadcast(whole, 0)
+        transport.all_to_all(torch.empty_like(whole), whole)
+        transport.barrier()
+    return [(call.collective, call.sent_bytes) for call in ledger.calls]
+
+
+def test_other_backends_get_torchs_own_calls_counted_once():
+    one = 4 * 300_000.0
+    expected = [("all_reduce", 2 * one), ("reduce_scatter", one), ("all_gather", one), ("broadcast", one)]
+    assert run_distributed(_another_backend, 1) == [[*expected, ("all_to_all", one), ("barrier", 0)]]
