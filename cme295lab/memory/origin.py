@@ -16,8 +16,8 @@ import sys
 import sysconfig
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from types import CodeType
 from typing import Any
 
 import torch
@@ -54,22 +54,24 @@ class Origins:
         self._modules: dict[int, list[str]] = {}  # the modules at work in each thread
         self._marks: list[int] = []  # the number of the next node when a module began or ended ...
         self._marked: list[str] = []  # ... and the module at work from there on
-        self._is_own_code: dict[CodeType, bool] = {}
+        self._is_own_file: dict[str, bool] = {}  # the program's, rather than Python's, torch's or this package's
         self._handles: list[Any] = []
         self.extends_graph = False  # whether the operator at work does; set by the timeline
-        self.on_step_begin: Callable[[Any], None] = lambda optimizer: None
-        self.on_step_end: Callable[[Any], None] = lambda optimizer: None
         if model is not None:
             self._paths = {id(part): path or type(part).__name__ for path, part in model.named_modules()}
             self.parameter_names = {id(p): path for path, p in model.named_parameters()}
 
-    def start(self) -> None:
-        """Install the hooks."""
+    def start(self, *, on_step_begin: Callable[[Any], None], on_step_end: Callable[[Any], None]) -> None:
+        """Install the hooks.
+
+        Args:
+            on_step_begin, on_step_end: called with an optimizer when its step begins and when it is over.
+        """
         self._handles = [
             module_hooks.register_module_forward_pre_hook(self._module_begins),
             module_hooks.register_module_forward_hook(self._module_ends, always_call=True),
-            optimizer_hooks.register_optimizer_step_pre_hook(self._step_begins),
-            optimizer_hooks.register_optimizer_step_post_hook(self._step_ends),
+            optimizer_hooks.register_optimizer_step_pre_hook(partial(self._step_begins, on_step_begin)),
+            optimizer_hooks.register_optimizer_step_post_hook(partial(self._step_ends, on_step_end)),
         ]
 
     def stop(self) -> None:
@@ -117,12 +119,12 @@ class Origins:
         lines: list[SourceLine] = []
         frame = sys._getframe(1)
         while frame is not None and len(lines) < MAX_STACK_LINES:
-            code = frame.f_code
-            own = self._is_own_code.get(code)
+            file = frame.f_code.co_filename
+            own = self._is_own_file.get(file)
             if own is None:
-                own = self._is_own_code[code] = _is_own_code(code.co_filename)
+                own = self._is_own_file[file] = not file.startswith((*_LIBRARIES, _IN_NO_FILE))
             if own:
-                lines.append(SourceLine(code.co_filename, frame.f_lineno, code.co_name))
+                lines.append(SourceLine(file, frame.f_lineno, frame.f_code.co_name))
             frame = frame.f_back  # type: ignore[assignment]
         return tuple(lines)
 
@@ -146,15 +148,10 @@ class Origins:
             self._marks.append(number)
             self._marked.append(path)
 
-    def _step_begins(self, optimizer: Any, *_: Any) -> None:
+    def _step_begins(self, call: Callable[[Any], None], optimizer: Any, *_: Any) -> None:
         self._optimizers.add(id(optimizer))
-        self.on_step_begin(optimizer)
+        call(optimizer)
 
-    def _step_ends(self, optimizer: Any, *_: Any) -> None:
+    def _step_ends(self, call: Callable[[Any], None], optimizer: Any, *_: Any) -> None:
         self._optimizers.discard(id(optimizer))
-        self.on_step_end(optimizer)
-
-
-def _is_own_code(file: str) -> bool:
-    """Whether a file belongs to the program, rather than to Python, torch or this package."""
-    return not file.startswith((*_LIBRARIES, _IN_NO_FILE))
+        call(optimizer)

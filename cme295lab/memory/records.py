@@ -9,7 +9,6 @@ holds from then on, and the log has an event for it.
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
@@ -23,7 +22,7 @@ TEMPORARY = "temporary"
 INPUT = "input"
 OFFLOADED = "offloaded"
 CLASSES = (WEIGHT, GRADIENT, OPTIMIZER_STATE, ACTIVATION, TEMPORARY, INPUT)
-_WEAK = (TEMPORARY, INPUT)
+WEAK = (TEMPORARY, INPUT)
 
 EventKind = Literal["allocate", "free", "resize", "rename"]
 
@@ -78,7 +77,6 @@ class StorageRecord:
     died: int | None = None
     death_phase: str | None = None
     fixed: bool = field(default=False, repr=False)  # named by hand
-    reference: weakref.ref[torch.UntypedStorage] | None = field(default=None, repr=False)
 
     @property
     def class_name(self) -> str:
@@ -90,13 +88,23 @@ class StorageRecord:
         """The innermost line of the program that made it; None if there is none outside torch."""
         return self.stack[0] if self.stack else None
 
+    def label(self, event: int | None = None) -> str:
+        """Class, place and operator, for instance "activation, layers.0.mlp, aten.mm.default at train.py:12".
+
+        Args:
+            event: as it was then; None for what is known now.
+        """
+        class_name = self.class_name if event is None else self.class_at(event)
+        maker = " at ".join(str(part) for part in (self.operator, self.source) if part)
+        return ", ".join(part for part in (class_name, self.name or self.module, maker) if part)
+
     def class_at(self, event: int) -> str:
         """What it was at an event."""
         return next((name for start, name in reversed(self.classes) if start <= event), self.classes[0][1])
 
     def rename(self, name: str, event: int) -> bool:
         """Give it a name; returns whether the name holds from `event` on only, rather than from the start."""
-        if self.class_name in _WEAK:
+        if self.class_name in WEAK:
             self.classes[-1] = (self.classes[-1][0], name)
             return False
         self.classes.append((event, name))

@@ -12,12 +12,14 @@ Not seen: what nodes of in-place operators on views save (torch hides them); suc
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
+
+from cme295lab.memory.stand_in import PUSH_SAVED_TENSOR_HOOKS
 
 _RAW = "_raw_saved_"
 _MAX_WAITING = 256  # outputs that wait for a node before those that are gone are dropped
@@ -39,34 +41,21 @@ class SavedTensors:
         self._task = -1
         self._limit = _MAX_WAITING
         self._attributes: dict[type, list[str]] = {}
-        self._push: Any = None
 
     def start(self) -> None:
         """Watch what saved-tensor hooks pack."""
-        self._push = original = _autograd._push_saved_tensors_default_hooks
-
-        def push(pack: Callable[[Tensor], Any], unpack: Callable[[Any], Tensor]) -> None:
-            def watched_pack(tensor: Tensor) -> Any:
-                packed = pack(tensor)
-                for leaf in tree_leaves(packed):
-                    if isinstance(leaf, Tensor):
-                        self._found(leaf)
-                return packed
-
-            original(watched_pack, unpack)
-
-        _autograd._push_saved_tensors_default_hooks = push
+        PUSH_SAVED_TENSOR_HOOKS.add(self._push)
 
     def stop(self) -> None:
-        """Leave torch as it was."""
-        _autograd._push_saved_tensors_default_hooks = self._push
+        """Watch no more."""
+        PUSH_SAVED_TENSOR_HOOKS.remove(self._push)
         self._waiting.clear()
         self._later.clear()
 
-    def expect(self, output: Tensor) -> None:
-        """An operator has made this; its node comes when autograd is done with it."""
+    def expect(self, outputs: Iterable[Tensor]) -> None:
+        """An operator has made these; their node comes when autograd is done with it."""
         if _autograd._top_saved_tensors_default_hooks(True) is None:
-            self._waiting.append(weakref.ref(output))
+            self._waiting += map(weakref.ref, outputs)
 
     def look(self) -> None:
         """Read the nodes that have come.
@@ -109,3 +98,13 @@ class SavedTensors:
             for tensor in tensors if isinstance(tensors, tuple) else (tensors,):
                 if isinstance(tensor, Tensor):
                     self._found(tensor)
+
+    def _push(self, original: Any, pack: Callable[[Tensor], Any], unpack: Callable[[Any], Tensor]) -> Any:
+        def watched_pack(tensor: Tensor) -> Any:
+            packed = pack(tensor)
+            for leaf in tree_leaves(packed):
+                if isinstance(leaf, Tensor):
+                    self._found(leaf)
+            return packed
+
+        return original(watched_pack, unpack)

@@ -23,6 +23,14 @@ Origin = Callable[[], tuple[str, str, tuple[SourceLine, ...]]]  # operator, modu
 _DEVICE_TYPES = ("cpu", "cuda")
 
 
+class _Reference(weakref.ref):
+    """A weak reference to a storage that knows which record it belongs to when it dies."""
+
+    __slots__ = ("address", "record")
+    address: int
+    record: StorageRecord
+
+
 class StorageLog:
     """Follows storages; the sum of its live records is the memory that tensors hold.
 
@@ -39,6 +47,7 @@ class StorageLog:
         self.is_following = True
         self._events: list[Event] = []
         self._live: dict[int, StorageRecord] = {}
+        self._references: dict[int, _Reference] = {}
         self._dead: deque[tuple[int, StorageRecord, str]] = deque()
         self._device_types = _DEVICE_TYPES if device_type is None else (device_type,)
         self._phase = phase
@@ -58,8 +67,7 @@ class StorageLog:
         """Write down the storages that have died since the last call."""
         while self._dead:
             address, record, phase = self._dead.popleft()
-            if self._live.get(address) is record:
-                del self._live[address]
+            del self._live[address]
             record.died, record.death_phase = len(self._events), phase
             self._append(record, "free", record.num_bytes, 0, phase)
 
@@ -107,8 +115,7 @@ class StorageLog:
         """Follow nothing any more; what is alive stays written down as alive."""
         self.settle()
         self.is_following = False
-        for record in self._live.values():
-            record.reference = None
+        self._references.clear()
 
     def _see(self, storage: torch.UntypedStorage, part: Tensor, origin: Origin, class_name: str) -> StorageRecord:
         self.settle()
@@ -124,19 +131,15 @@ class StorageLog:
             device=storage.device, operator=operator, module=module, stack=stack, born=event, phase=phase,
             classes=[(event, class_name)],
         )  # fmt: skip
-        record.reference = weakref.ref(storage, self._on_death(address, record))
         self._live[address] = record
+        reference = self._references[address] = _Reference(storage, self._on_death)
+        reference.address, reference.record = address, record
         self.records.append(record)
         self._append(record, "allocate", 0, record.num_bytes, phase)
         return record
 
-    def _on_death(self, address: int, record: StorageRecord) -> Callable[[Any], None]:
-        queue, phase = self._dead, self._phase
-
-        def died(_: Any) -> None:
-            queue.append((address, record, phase()))
-
-        return died
+    def _on_death(self, reference: _Reference) -> None:
+        self._dead.append((reference.address, reference.record, self._phase()))
 
     def _update_size(self, record: StorageRecord, num_bytes: int) -> None:
         if num_bytes != record.num_bytes:
