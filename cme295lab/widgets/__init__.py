@@ -12,6 +12,8 @@ from cme295lab.widgets.cache_explorer import CacheExplorer
 from cme295lab.widgets.cache_scenario import CacheScenario, cache_scenario
 from cme295lab.widgets.figures import RooflinePoint, block_size_map, memory_hierarchy, roofline, traffic_bars
 from cme295lab.widgets.picture import Picture
+from cme295lab.widgets.ring_records import RingMoment, ring_records
+from cme295lab.widgets.ring_walk import RingWalk
 from cme295lab.widgets.shard_map import ShardMap
 from cme295lab.widgets.shard_scenario import ShardScenario, shard_scenario
 from cme295lab.widgets.tile_walk import TileWalk
@@ -27,6 +29,8 @@ __all__ = [
     "CacheScenario",
     "Picture",
     "ProgramWalk",
+    "RingMoment",
+    "RingWalk",
     "RooflinePoint",
     "ShardMap",
     "ShardScenario",
@@ -39,6 +43,7 @@ __all__ = [
     "block_size_map",
     "cache_scenario",
     "memory_hierarchy",
+    "ring_records",
     "roofline",
     "shard_scenario",
     "traffic_bars",

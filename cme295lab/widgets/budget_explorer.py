@@ -62,7 +62,7 @@ class BudgetExplorer(ipywidgets.VBox):
         self.controls: dict[str, Any] = {name: _choice(name, options) for name, options in _CHOICES.items()}
         self.controls |= {name: _switch(name) for name in _SWITCHES}
         self.own: dict[str, Any] = {name: _number(name) for name in _OWN_SIZES}
-        self._button = ipywidgets.Button(description="make this change", layout={"width": "auto"})
+        self._button = ipywidgets.Button(description="make this change", layout={"width": "max-content"})
         self._button.add_class("budget-fix")
         self._button.on_click(self._make_change)
         self.share = ipywidgets.Text(description="share", continuous_update=False, layout={"width": "560px"})
@@ -189,7 +189,7 @@ class BudgetExplorer(ipywidgets.VBox):
         longest = max(capacity, *(sum(row[number] for row in rows.values()) for number in range(len(names))))
         with self.plot.batch_update():
             for trace in self.plot.data:
-                trace.x, trace.y = rows[trace.name], names
+                trace.x, trace.y, trace.showlegend = rows[trace.name], names, any(rows[trace.name])
             self.plot.layout.shapes[0].update(x0=capacity, x1=capacity)
             text = f"{budget.device.name}: {format_bytes(capacity, binary=True)}"
             self.plot.layout.annotations[0].update(x=capacity, text=text)
@@ -282,7 +282,8 @@ def _empty_plot() -> Any:
     clear, grid = "rgba(0,0,0,0)", "rgba(127,134,141,0.3)"
     plot.update_layout(barmode="stack", height=270, width=_PLOT_WIDTH, margin={"l": 110, "r": 20, "t": 40, "b": 40},
                        paper_bgcolor=clear, plot_bgcolor=clear, font={"size": 12, "family": "system-ui, sans-serif"},
-                       legend={"orientation": "h", "y": -0.25}, bargap=0.35, uirevision="same")  # fmt: skip
+                       bargap=0.35, uirevision="same",
+                       legend={"orientation": "h", "y": -0.25, "traceorder": "normal"})  # fmt: skip
     plot.update_xaxes(tickformat="~s", ticksuffix="B", gridcolor=grid)
     plot.update_yaxes(autorange="reversed", showgrid=False)
     widget = go.FigureWidget(plot)
