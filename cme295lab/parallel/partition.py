@@ -1,8 +1,8 @@
 """How parameters are cut into equal shards: pure arithmetic, without tensors and without processes.
 
-Some parameters are laid one after the other into a flat vector, and zeros are appended until its length is a multiple of
-the number of ranks. Rank r's shard is the r-th of N equal parts. A cut may go through the middle of a parameter, and a
-shard may hold parts of several: this is what makes shards equal, whatever the shapes are.
+Some parameters are laid one after the other into a flat vector, and zeros are appended until its length is a multiple
+of the number of ranks. Rank r's shard is the r-th of N equal parts. A cut may go through the middle of a parameter,
+and a shard may hold parts of several: this is what makes shards equal, whatever the shapes are.
 
     parameters   |------- a: 5 -------|-- b: 3 --|0|      9 elements for 3 ranks: one element of padding
     shards       |-- rank 0 --|-- rank 1 --|- rank 2 -|
