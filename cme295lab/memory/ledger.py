@@ -17,6 +17,7 @@ Not covered: the CUDA context and libraries' workspaces (some hundred MB), which
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -26,7 +27,7 @@ from cme295lab.memory import activations, ledger_view
 from cme295lab.memory.model_states import ModelStates, model_states
 from cme295lab.memory.moments import Moment, moments_of
 from cme295lab.memory.precision import FORMAT_BYTES, PrecisionPolicy, get_policy
-from cme295lab.memory.setting import ParallelConfig, TrainingSetting, check_count
+from cme295lab.memory.setting import Optimizer, ParallelConfig, TrainingSetting, check_count
 from cme295lab.memory.shapes import local_kv_dim, parameter_shapes
 from cme295lab.transformer.config import ModelConfig, preset
 from cme295lab.units import format_bytes
@@ -220,11 +221,13 @@ def ledger_of(setting: TrainingSetting) -> MemoryLedger:
 
 def states_of(setting: TrainingSetting) -> ModelStates:
     """Weights, gradients, masters and optimizer states of one rank."""
-    shapes = parameter_shapes(setting.config, setting.parallel)
-    split = setting.parallel
-    return model_states(
-        shapes, setting.policy, setting.optimizer, zero_stage=split.zero_stage, num_shards=split.num_shards
-    )
+    return _states(setting.config, setting.parallel, setting.policy, setting.optimizer)
+
+
+@functools.lru_cache(maxsize=256)
+def _states(config: ModelConfig, split: ParallelConfig, policy: PrecisionPolicy, optimizer: Optimizer) -> ModelStates:
+    shapes = parameter_shapes(config, split)
+    return model_states(shapes, policy, optimizer, zero_stage=split.zero_stage, num_shards=split.num_shards)
 
 
 def _at(setting: TrainingSetting, moments: tuple[Moment, ...], moment: Moment) -> MemoryLedger:

@@ -29,7 +29,7 @@ from fractions import Fraction
 from cme295lab.memory import activations, korthikanti
 from cme295lab.memory.activations import SavedTensor, sizes_of, total
 from cme295lab.memory.setting import TrainingSetting
-from cme295lab.memory.shapes import ParameterShape, parameter_shapes
+from cme295lab.memory.shapes import layers_of_stage, share_done, stage_counts
 
 BUCKET_BYTES = 25 * 2**20  # of gradients that travel together, as in torch's DDP
 PREFETCHED_LAYERS = 2  # ZeRO-3 holds the layer at work and gathers the next
@@ -74,11 +74,12 @@ class Moment:
 
 def moments_of(setting: TrainingSetting) -> tuple[Moment, ...]:
     """The candidates for the peak, in the order of the step."""
-    shapes, split = parameter_shapes(setting.config, setting.parallel), setting.parallel
+    config, split = setting.config, setting.parallel
+    num_elements = stage_counts(config, split).total
     layers, outside = layers_activations(setting), activations.outer_activations(setting)
     early = tuple(row for row in outside if row.operator in _BEFORE_LAYERS)
-    sharding, waiting = tuple(_distributed(setting, shapes)), tuple(_tied_head(setting))
-    largest, after_mlp = _within_layer(setting, shapes)
+    sharding, waiting = tuple(_distributed(setting)), tuple(_tied_head(setting))
+    largest, after_mlp = _within_layer(setting)
     within = (*_recomputed(setting), largest, *waiting, *sharding)
     found = []
 
@@ -90,32 +91,19 @@ def moments_of(setting: TrainingSetting) -> tuple[Moment, ...]:
         rest = tuple(row for row in outside if row.operator != "cross-entropy")
         add("loss", layers + outside, (*_loss(setting), *sharding), Fraction(0))
         add("head", layers + rest, (*_head(setting), *sharding), Fraction(0))
-    numbers = [shape.layer for shape in shapes if shape.layer is not None]
-    for name, kept, layer in (("last layer", layers, max(numbers)),
-                              ("first layer", activations.kept_activations(setting), min(numbers))):  # fmt: skip
-        add(name, kept + early, within, _gradient_share(shapes, layer, after_mlp))
+    stage = layers_of_stage(config, split)
+    for name, kept, layer in (("last layer", layers, stage[-1]),
+                              ("first layer", activations.kept_activations(setting), stage[0])):  # fmt: skip
+        add(name, kept + early, within, share_done(config, split, layer, after_mlp))
     if split.pipeline_rank == 0:
-        tables = {shape.name: shape.num_elements for shape in shapes if shape.part == "embedding"}
-        num_elements = sum(shape.num_elements for shape in shapes)
-        there = num_elements - sum(tables.values())
-        if "position_embedding.weight" in tables:
+        tokens = -(-config.vocab_size // split.tensor) * config.dim
+        if config.position == "learned":
+            there = num_elements - tokens - config.max_seq * config.dim
             add("positions", (), (*_positions(setting), *waiting, *sharding), Fraction(there, num_elements))
-        there = num_elements - tables["embedding.weight"]
+        there = num_elements - tokens
         add("embedding", (), (*_embedding(setting), *waiting, *sharding), Fraction(there, num_elements))
-    add("optimizer", (), _optimizer(setting, shapes), Fraction(1))
+    add("optimizer", (), _optimizer(setting), Fraction(1))
     return tuple(found)
-
-
-def _gradient_share(shapes: Iterable[ParameterShape], layer: int, after_mlp: bool) -> Fraction:
-    """Share of all gradients that exist while a layer is at work, be it on its MLP or on the core of its attention."""
-    there = everything = 0
-    for shape in shapes:
-        everything += shape.num_elements
-        behind = shape.part != "embedding" if shape.layer is None else shape.layer > layer
-        mlp_or_out = shape.part == "mlp" or ".attention.out." in shape.name
-        if behind or (shape.layer == layer and after_mlp and mlp_or_out):
-            there += shape.num_elements
-    return Fraction(there, everything)
 
 
 _BEFORE_LAYERS = ("positions", "embedding dropout", "rotations", "causal mask")
@@ -180,11 +168,11 @@ def _recomputed(setting: TrainingSetting) -> Iterator[Temporary]:
         yield Temporary(what="recomputed layer", num_bytes=num_bytes, formula="its activations but the input")
 
 
-def _within_layer(setting: TrainingSetting, shapes: Iterable[ParameterShape]) -> tuple[Temporary, bool]:
+def _within_layer(setting: TrainingSetting) -> tuple[Temporary, bool]:
     """The backward pass within a layer at its largest, beyond all activations; and whether that is after the MLP."""
     z, config = sizes_of(setting), setting.config
     e = z.element_bytes
-    matrix = e * max((s.num_elements for s in shapes if s.part == "mlp"), default=0)
+    matrix = e * stage_counts(config, setting.parallel).largest_in_mlp
     found = [(e * (z.whole + z.inner) + matrix, "e·(sbh + sbf + hf)", False)]
     if config.mlp == "swiglu":
         found.append((e * (z.whole + 2 * z.inner), "e·(sbh + 2sbf)", False))
@@ -199,35 +187,30 @@ def _within_layer(setting: TrainingSetting, shapes: Iterable[ParameterShape]) ->
     return Temporary(what="backward pass within a layer", num_bytes=largest, formula=formula), after_mlp
 
 
-def _distributed(setting: TrainingSetting, shapes: Iterable[ParameterShape]) -> Iterator[Temporary]:
+def _distributed(setting: TrainingSetting) -> Iterator[Temporary]:
     split, policy = setting.parallel, setting.policy
-    layer_elements: dict[int, int] = {}
-    total_elements = 0
-    for shape in shapes:
-        total_elements += shape.num_elements
-        if shape.layer is not None:
-            layer_elements[shape.layer] = layer_elements.get(shape.layer, 0) + shape.num_elements
-    largest = max(layer_elements.values())
+    counts = stage_counts(setting.config, split)
     if split.num_shards > 1 and split.zero_stage < 2:
-        num_bytes = min(BUCKET_BYTES, policy.gradient_bytes * total_elements)
+        num_bytes = min(BUCKET_BYTES, policy.gradient_bytes * counts.total)
         yield Temporary(what="bucket of gradients on its way", num_bytes=num_bytes, formula="25 MiB")
     if split.zero_stage >= 2:
-        yield Temporary(what="gradients of a layer before they are reduced", num_bytes=policy.weight_bytes * largest,
+        num_bytes = policy.weight_bytes * counts.largest_layer
+        yield Temporary(what="gradients of a layer before they are reduced", num_bytes=num_bytes,
                         formula="e × parameters of a layer")  # fmt: skip
     if split.zero_stage >= 3:
-        num_layers = min(PREFETCHED_LAYERS, len(layer_elements))
-        yield Temporary(what="gathered weights", num_bytes=policy.weight_bytes * num_layers * largest,
+        num_layers = min(PREFETCHED_LAYERS, counts.num_layers)
+        yield Temporary(what="gathered weights", num_bytes=policy.weight_bytes * num_layers * counts.largest_layer,
                         formula=f"{num_layers} × e × parameters of a layer")  # fmt: skip
 
 
-def _optimizer(setting: TrainingSetting, shapes: Iterable[ParameterShape]) -> Iterator[Temporary]:
+def _optimizer(setting: TrainingSetting) -> Iterator[Temporary]:
     """What the update computes on the way: nothing if it is fused."""
     if setting.step == "fused" or setting.offload_states:
         return
     policy, split = setting.policy, setting.parallel
-    counts = [shape.num_elements for shape in shapes]
+    counts = stage_counts(setting.config, split)
     shards = split.num_shards if split.zero_stage >= 1 else 1
-    elements = -(-(sum(counts) if setting.step == "foreach" else max(counts)) // shards)
+    elements = -(-(counts.total if setting.step == "foreach" else counts.largest) // shards)
     where = "all tensors" if setting.step == "foreach" else "the largest tensor"
     if policy.masters and policy.masters != policy.gradients:
         yield Temporary(what="gradients in the format of the masters", num_bytes=policy.master_bytes * elements,

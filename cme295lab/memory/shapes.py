@@ -19,6 +19,7 @@ import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal
 
 from cme295lab.memory.setting import ParallelConfig
@@ -72,6 +73,61 @@ def parameter_shapes(config: ModelConfig, parallel: ParallelConfig | None = None
         if not config.tied_head or not first:
             found.append(ParameterShape(name="head.weight", shape=(vocab, config.dim), part="head"))
     return tuple(found)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageCounts:
+    """Sums over the parameters of one rank.
+
+    Attributes:
+        total: elements of all of them.
+        largest: elements of the largest.
+        largest_in_mlp: elements of the largest matrix of an MLP.
+        largest_layer: elements of the layer that has the most.
+        num_layers: layers.
+    """
+
+    total: int
+    largest: int
+    largest_in_mlp: int
+    largest_layer: int
+    num_layers: int
+
+
+@functools.lru_cache(maxsize=256)
+def stage_counts(config: ModelConfig, parallel: ParallelConfig) -> StageCounts:
+    """Sums over the parameters that one rank computes with; remembered, because searches ask for them often."""
+    shapes = parameter_shapes(config, parallel)
+    layers: dict[int, int] = {}
+    for shape in shapes:
+        if shape.layer is not None:
+            layers[shape.layer] = layers.get(shape.layer, 0) + shape.num_elements
+    return StageCounts(
+        total=sum(shape.num_elements for shape in shapes),
+        largest=max(shape.num_elements for shape in shapes),
+        largest_in_mlp=max(shape.num_elements for shape in shapes if shape.part == "mlp"),
+        largest_layer=max(layers.values()),
+        num_layers=len(layers),
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def share_done(config: ModelConfig, parallel: ParallelConfig, layer: int, after_mlp: bool) -> Fraction:
+    """Share of a rank's parameters whose gradients exist while the backward pass is at a layer.
+
+    Args:
+        config: the model.
+        parallel: its split.
+        layer: number of the layer.
+        after_mlp: whether it is past the layer's MLP and output projection, at the core of its attention.
+    """
+    there = 0
+    for shape in parameter_shapes(config, parallel):
+        behind = shape.part != "embedding" if shape.layer is None else shape.layer > layer
+        mlp_or_out = shape.part == "mlp" or ".attention.out." in shape.name
+        if behind or (shape.layer == layer and after_mlp and mlp_or_out):
+            there += shape.num_elements
+    return Fraction(there, stage_counts(config, parallel).total)
 
 
 def layers_of_stage(config: ModelConfig, parallel: ParallelConfig) -> range:

@@ -160,7 +160,7 @@ choices = st.fixed_dictionaries({
 
 
 @given(choices, st.sampled_from(["gpt-2", "course-4m"]))
-@hypothesis_settings(max_examples=40, deadline=None)
+@hypothesis_settings(max_examples=25, deadline=None)
 def test_a_ledger_is_monotone_and_comes_back_from_json(values, name):
     ledger = training_memory(name, **values)
     assert ledger.total_bytes == sum(ledger.by_class().values()) > 0
