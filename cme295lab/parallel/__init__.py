@@ -19,32 +19,47 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cme295lab.parallel.blame import DistributedError
     from cme295lab.parallel.calls import ledger_tag
+    from cme295lab.parallel.checkpoint import consolidate, consolidate_optimizer, load_sharded, save_sharded
+    from cme295lab.parallel.checkpoint_files import CheckpointError
     from cme295lab.parallel.comm_ledger import CommLedger
     from cme295lab.parallel.consistency import CollectiveMismatch, checked
     from cme295lab.parallel.launcher import run_distributed
     from cme295lab.parallel.pool import shutdown_pool
     from cme295lab.parallel.worker import report_progress
+    from cme295lab.parallel.zero3 import FullyShardedModel
 
 # Public name -> the module that it lives in; one line a name, here, above and in __all__.
 _HOME = {
+    "CheckpointError": "checkpoint_files",
     "CollectiveMismatch": "consistency",
     "CommLedger": "comm_ledger",
     "DistributedError": "blame",
+    "FullyShardedModel": "zero3",
     "checked": "consistency",
+    "consolidate": "checkpoint",
+    "consolidate_optimizer": "checkpoint",
     "ledger_tag": "calls",
+    "load_sharded": "checkpoint",
     "report_progress": "worker",
     "run_distributed": "launcher",
+    "save_sharded": "checkpoint",
     "shutdown_pool": "pool",
 }
 
 __all__ = [
+    "CheckpointError",
     "CollectiveMismatch",
     "CommLedger",
     "DistributedError",
+    "FullyShardedModel",
     "checked",
+    "consolidate",
+    "consolidate_optimizer",
     "ledger_tag",
+    "load_sharded",
     "report_progress",
     "run_distributed",
+    "save_sharded",
     "shutdown_pool",
 ]
 
