@@ -2,8 +2,11 @@
 
 A view holds no algorithm. Read in pairs, the pure part first: `traffic_scenario` (what an attention call costs) and
 `traffic_explorer`; `walk_records` (a recorded launch as typed steps) and `tile_walk`; `cache_scenario` (a matrix
-product through an L2 cache) and `cache_explorer`. `working_set` says what blocks need on chip, `figures` draws
-hardware, traffic, roofline and block-size sweeps, `picture` is how a figure shows itself.
+product through an L2 cache) and `cache_explorer`; `budget` (a training step on a GPU, as a link) and `budget_explorer`;
+`shard_scenario` (who holds what under ZeRO) and `shard_map`; `ring_records` (an all-reduce, replayed) and `ring_walk`;
+`trade_off_scenario` (memory against time) and `trade_off_explorer`. `working_set` says what blocks need on chip,
+`figures` draws hardware, traffic, roofline and block-size sweeps, `memory_figures` measured timelines, `picture` is how
+a figure shows itself; what the walks share in the browser is in `walk_files`.
 """
 
 from cme295lab.widgets.budget import Budget
@@ -17,6 +20,8 @@ from cme295lab.widgets.ring_walk import RingWalk
 from cme295lab.widgets.shard_map import ShardMap
 from cme295lab.widgets.shard_scenario import ShardScenario, shard_scenario
 from cme295lab.widgets.tile_walk import TileWalk
+from cme295lab.widgets.trade_off_explorer import TradeOffExplorer
+from cme295lab.widgets.trade_off_scenario import TradeOff, trade_off
 from cme295lab.widgets.traffic_explorer import TrafficExplorer
 from cme295lab.widgets.traffic_scenario import TrafficScenario, traffic_scenario
 from cme295lab.widgets.walk_records import ProgramWalk, WalkStep, WatchedNames, walk_records
@@ -35,6 +40,8 @@ __all__ = [
     "ShardMap",
     "ShardScenario",
     "TileWalk",
+    "TradeOff",
+    "TradeOffExplorer",
     "TrafficExplorer",
     "TrafficScenario",
     "WalkStep",
@@ -46,6 +53,7 @@ __all__ = [
     "ring_records",
     "roofline",
     "shard_scenario",
+    "trade_off",
     "traffic_bars",
     "traffic_scenario",
     "walk_records",

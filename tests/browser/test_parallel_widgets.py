@@ -5,10 +5,11 @@ from collections.abc import Callable
 import pytest
 from playwright.sync_api import Page
 
-from cme295lab.widgets import RingWalk
+from cme295lab.units import format_bytes, format_seconds
+from cme295lab.widgets import RingWalk, TradeOff, trade_off
 from cme295lab.widgets.shard_scenario import shard_scenario
 from tests.browser.lab import LabNotebook
-from tests.browser.test_widgets import HANGING_MS, NUM_PRESSES, SCREENSHOTS, drag_range, measure
+from tests.browser.test_widgets import HANGING_MS, NUM_PRESSES, SCREENSHOTS, drag, drag_range, measure
 
 pytestmark = pytest.mark.browser
 
@@ -32,7 +33,8 @@ def check_ring(page: Page, num_ranks: int, step: int) -> None:
 def test_ring_walk_follows_keys_and_mouse_and_needs_no_kernel(
     open_notebook: OpenNotebook, write_notebook: WriteNotebook
 ) -> None:
-    source = "from cme295lab.widgets import RingWalk\nring = RingWalk(num_bytes=400e6)\nring"
+    source = "from cme295lab.units import format_bytes, format_seconds
+from cme295lab.widgets import RingWalk, TradeOff, trade_off\nring = RingWalk(num_bytes=400e6)\nring"
     notebook = open_notebook(write_notebook("ring_walk", [source, "ring.figure(3)"]))
     notebook.run_all()
     page = notebook.page
@@ -94,4 +96,38 @@ def test_shard_map_follows_keys_and_mouse(open_notebook: OpenNotebook, write_not
     handle.focus()
     keys = ["ArrowRight"] * 8
     assert measure(page, "shard_map", handle, [".shard-caption"], keys) < HANGING_MS
+    assert notebook.error_outputs() == []
+
+
+def check_trade_off(page: Page, expected: TradeOff) -> None:
+    """The bars' labels and the table show the scenario."""
+    labels = [format_bytes(cost.state_bytes) for cost in expected.stages]
+    labels += [format_seconds(cost.time.step_s) for cost in expected.stages]
+    shows = """texts => [...document.querySelectorAll('.trade-explorer .bartext')]
+      .map(e => e.textContent).filter(t => t).join() === texts"""
+    page.wait_for_function(shows, arg=",".join(labels), timeout=10_000)
+    sent = format_bytes(expected.stages[3].time.sent_bytes)
+    page.wait_for_function(CAPTION_SHOWS, arg=[".trade-summary tr:nth-child(5)", sent], timeout=10_000)
+
+
+def test_trade_off_explorer_follows_keys_and_mouse(open_notebook: OpenNotebook, write_notebook: WriteNotebook) -> None:
+    source = "from cme295lab.widgets import TradeOffExplorer\ntrade = TradeOffExplorer()\ntrade"
+    notebook = open_notebook(write_notebook("trade_off", [source, "trade.figure()"]))
+    notebook.run_all()
+    page = notebook.page
+    page.wait_for_selector(".trade-explorer .bartext")
+    check_trade_off(page, trade_off(num_parameters=7.5e9, num_ranks=64, tokens_per_gpu=4096))
+    link = page.locator(".trade-link_bytes_per_s .noUi-handle")
+    link.focus()
+    for _ in range(4):
+        page.keyboard.press("ArrowLeft")
+    slow = {"tokens_per_gpu": 4096, "link_bytes_per_s": 3.125e9}
+    check_trade_off(page, trade_off(num_parameters=7.5e9, num_ranks=64, **slow))
+    notebook.screenshot(SCREENSHOTS / "trade_off.png")
+    drag(page, page.locator(".trade-num_ranks .noUi-handle"), -400)
+    page.locator(".trade-device select").select_option("H100-SXM5")
+    check_trade_off(page, trade_off(num_parameters=7.5e9, num_ranks=1, device="H100", **slow))
+    keys = ["ArrowRight", "ArrowLeft"] * (NUM_PRESSES // 2)
+    ranks = page.locator(".trade-num_ranks .noUi-handle")
+    assert measure(page, "trade_off_explorer", ranks, [".trade-summary table"], keys) < HANGING_MS
     assert notebook.error_outputs() == []
