@@ -5,7 +5,7 @@ What an optimizer keeps for a tensor of n elements, with states of s bytes:
     sgd             nothing
     sgd-momentum    n s                               a running mean of gradients
     adam, adamw     2 n s + 4                         means of gradients and of their squares; torch's step counter
-    adam-8bit       2 n + 2 × 4 ceil(n / 256) + 0     one byte each, and an fp32 maximum per block of 256 elements; a
+    adam-8bit       2 n + 2 × 4 ceil(n / 256)         one byte each, and an fp32 maximum per block of 256 elements; a
                                                       tensor below 4096 elements keeps fp32 states (bitsandbytes; the
                                                       paper's blocks have 2048)
     adafactor       s (rows + columns) + 4            of a matrix; a vector keeps s n
@@ -36,6 +36,7 @@ from cme295lab.memory.shapes import ParameterShape
 STEP_COUNTER_BYTES = 4  # torch's Adam and Adafactor count steps in an fp32 number per tensor
 EIGHT_BIT_BLOCK = 256
 EIGHT_BIT_SMALLEST = 4096  # elements; bitsandbytes leaves smaller tensors in fp32
+_CONSTANTS_PER_GROUP = 256  # in QLoRA's double quantisation
 _STATES_PER_PARAMETER = {"sgd": 0, "sgd-momentum": 1, "adam": 2, "adamw": 2}
 
 
@@ -69,6 +70,33 @@ def bytes_per_parameter(policy: str | PrecisionPolicy = "bf16-mixed", optimizer:
     """
     formats = get_policy(policy)
     return formats.weight_bytes + formats.gradient_bytes + formats.master_bytes + _per_parameter(formats, optimizer)
+
+
+def blockwise_bits_per_parameter(bits: int = 4, *, block_size: int = 64, double_quantization: bool = True) -> Fraction:
+    """Bits per weight of a base quantised in blocks, as QLoRA keeps it: the code, and its share of the constants.
+
+    Each block has an fp32 maximum: 32 / 64 = 0.5 bits per weight. Double quantisation keeps those in 8 bits, in groups
+    of 256 with an fp32 constant of their own: 8 / 64 + 32 / (64 × 256) = 0.127.
+
+    Args:
+        bits: of a code.
+        block_size: weights that share a maximum.
+        double_quantization: whether the maxima are quantised, too.
+
+    Raises:
+        TypeError, ValueError: a count that is no positive integer.
+
+        >>> round(65e9 * blockwise_bits_per_parameter() / 8 / 1e9, 1)  # a 65B model, in GB
+        33.5
+
+    Source: Dettmers et al. 2023, "QLoRA", §3.
+    """
+    check_count("bits", bits)
+    check_count("block_size", block_size)
+    constants = Fraction(32, block_size)
+    if double_quantization:
+        constants = Fraction(8, block_size) + Fraction(32, block_size * _CONSTANTS_PER_GROUP)
+    return bits + constants
 
 
 def _per_parameter(formats: PrecisionPolicy, optimizer: str) -> Fraction:

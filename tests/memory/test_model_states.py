@@ -12,6 +12,7 @@ from cme295lab.memory import (
     POLICIES,
     ParallelConfig,
     PrecisionPolicy,
+    blockwise_bits_per_parameter,
     bytes_per_parameter,
     get_policy,
     largest_model_parameters,
@@ -69,6 +70,17 @@ def test_published_totals():
     totals = {"llama-2-7b": 107.8e9, "llama-3-405b": 6494e9, "llama-2-70b": 1104e9}
     for name, size in totals.items():
         assert zero_model_state_bytes(preset(name).num_parameters, 1, 0) == pytest.approx(size, rel=5e-4)
+
+
+def test_bits_of_a_quantised_base():
+    plain, double = (blockwise_bits_per_parameter(double_quantization=double) for double in (False, True))
+    assert float(plain) == 4.5
+    assert float(double) == pytest.approx(4.127, abs=5e-4)
+    assert float(plain - double) == pytest.approx(0.373, abs=5e-4)
+    assert 65e9 * float(plain - double) / 8 / 1e9 == pytest.approx(3.03, abs=0.005)
+    assert 16 / float(double) == pytest.approx(3.88, abs=0.005)  # weights alone shrink by so much
+    with pytest.raises(ValueError, match="block_size must be at least 1"):
+        blockwise_bits_per_parameter(block_size=0)
 
 
 def test_a_shard_that_does_not_divide_is_rounded_up_to_a_parameter():
