@@ -180,7 +180,7 @@ class OverlappedGradients:
 # %% nbgrader={"grade":true,"grade_id":"overlap_check","locked":true,"points":6,"schema_version":3,"solution":false}
 result = checks.run("ddp_overlap/2", OverlappedGradients)
 ### BEGIN HIDDEN TESTS
-others = {"seed": 295, "bucket_bytes": 2300, "larger_bucket_bytes": 600, "num_tokens": 9}
+others = {"seed": 295, "bucket_bytes": 2300, "larger_bucket_bytes": 3200, "num_tokens": 9}
 result &= checks.run("ddp_overlap/2", OverlappedGradients, **others)
 ### END HIDDEN TESTS
 result.award(6)

@@ -18,6 +18,7 @@ from cme295lab.grading.result import Kind, Outcome
 
 Gradients = Mapping[str, Tensor]
 VOCABULARY, WIDTH, NUM_LAYERS = 40, 16, 3
+_SOME_NUMBERS_BYTES = 100  # token counts, padding
 _SUMS = ("all_reduce", "reduce_scatter", "all_gather", "barrier", "broadcast")
 
 
@@ -192,6 +193,26 @@ def _left_alone(got: Mapping[str, Tensor], own: Gradients, failed: Iterable[str]
             "never sent. The last one need not be full; who sends it?"
         )
     return ""
+
+
+def judge_bytes(case: Case, facts: RankFacts, phases: str = "") -> Outcome:
+    """Judge what one rank sends in a step: 2 (N - 1) / N times the gradients, and a number or two.
+
+    Args:
+        case: the input.
+        facts: of the rank.
+        phases: how the names of the step's phases begin.
+    """
+    sizes, share = case.parameter_bytes, 2 * (case.num_ranks - 1) / case.num_ranks
+    needed = share * sum(sizes.values())
+    sent = sum(call.sent_bytes for call in facts.calls if call.phase.startswith(phases))
+    if sent <= needed + _SOME_NUMBERS_BYTES:
+        return Outcome(name="")
+    difference = f"{sent:,.0f} bytes are sent in a step; 2 (N - 1) / N times the gradients are {needed:,.0f}"
+    cause = f"the gradients travel {sent / needed:.2g} times: send each of them once"
+    if abs(sent - needed - share * sizes["embedding.weight"]) <= _SOME_NUMBERS_BYTES:
+        cause = "the tied weight is sent twice: the embedding and the head share it. model.parameters() gives it once"
+    return Outcome(name="", kind=Kind.TOO_MUCH_COMMUNICATION, difference=difference, cause=cause)
 
 
 def what_else_it_calls(facts: RankFacts) -> list[str]:

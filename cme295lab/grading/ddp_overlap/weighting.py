@@ -9,6 +9,7 @@ from cme295lab.grading.ddp_overlap.training import (
     Case,
     Gradients,
     gradients_of,
+    judge_bytes,
     judge_gradients,
     scaled,
     what_else_it_calls,
@@ -17,11 +18,10 @@ from cme295lab.grading.distributed import on_each, rank_property, scene
 from cme295lab.grading.exercise import Once, Property
 from cme295lab.grading.observe import RankFacts, refuse_function
 from cme295lab.grading.on_rank import Probe
-from cme295lab.grading.result import Kind, Outcome
+from cme295lab.grading.result import Outcome
 
 _EQUAL = "equal batches: every rank ends with the mean"
 _UNEQUAL = "unequal batches: the gradient is that of one process on all tokens"
-_TOKEN_COUNT_BYTES = 64  # a number or two besides the gradients
 
 
 def properties(*, seed: int = 0, num_tokens: tuple[int, ...] = (3, 17, 8)) -> list[Property]:
@@ -41,7 +41,7 @@ def properties(*, seed: int = 0, num_tokens: tuple[int, ...] = (3, 17, 8)) -> li
             "each gradient is sent once",
             unequal,
             on_three,
-            on_each(judge_payload, unequal),
+            on_each(judge_bytes, unequal),
             needs=(_UNEQUAL,),
         ),
     ]
@@ -76,7 +76,8 @@ def _mistakes(case: Case, want: Gradients, own: Gradients, rank: int) -> Iterato
     """What known mistakes give on one rank."""
     num_ranks, tokens, total = case.num_ranks, case.num_tokens, sum(case.num_tokens)
     plain_sum = case.weighted([1.0] * num_ranks)
-    yield "the gradients are summed, not averaged", plain_sum
+    cause = "the gradients are summed, not averaged: divide by the number of tokens of all ranks together"
+    yield cause, plain_sum
     cause = "the gradient is this rank's own: nothing has reached it"
     yield cause, own
     if len(set(tokens)) > 1:
@@ -90,19 +91,3 @@ def _mistakes(case: Case, want: Gradients, own: Gradients, rank: int) -> Iterato
     yield "weighted right, and then divided by the number of ranks as well", scaled(want, 1 / num_ranks)
     cause = "divided by this rank's own number of tokens: divide by that of all ranks together"
     yield cause, scaled(want, total / tokens[rank])
-
-
-def judge_payload(case: Case, facts: RankFacts) -> Outcome:
-    """Judge whether every gradient is all-reduced once."""
-    sizes = case.parameter_bytes
-    needed, sent = sum(sizes.values()), sum(call.payload_bytes for call in facts.calls)
-    if sent <= needed + _TOKEN_COUNT_BYTES:
-        return Outcome(name="")
-    difference = f"{sent:,} bytes are given to collectives; the gradients have {needed:,}"
-    is_tied = abs(sent - needed - sizes["embedding.weight"]) <= _TOKEN_COUNT_BYTES
-    cause = (
-        "the tied weight is sent twice: the embedding and the head share it. model.parameters() gives it once"
-        if is_tied
-        else "send every gradient once"
-    )
-    return Outcome(name="", kind=Kind.TOO_MUCH_COMMUNICATION, difference=difference, cause=cause)
