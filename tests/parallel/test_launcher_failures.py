@@ -89,6 +89,18 @@ def test_a_rank_that_dies_is_named_and_not_those_who_notice(die: Callable[[], No
     assert "all_reduce" in error.failures[0]
 
 
+def test_the_cause_may_be_heard_of_later_than_its_consequence() -> None:
+    def fn() -> None:
+        if dist.get_rank() == 0:
+            raise RuntimeError("Connection closed by peer")
+        time.sleep(1.0)
+        raise ValueError("the cause")
+
+    error = failure_of(fn, 2)
+    assert error.culprit == 1
+    assert error.failures[0].startswith("then lost its connection to another rank")
+
+
 def test_a_deadlock_is_noticed_before_the_time_limit() -> None:
     def fn() -> None:
         if dist.get_rank() != 2:
