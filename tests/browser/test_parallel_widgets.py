@@ -33,8 +33,7 @@ def check_ring(page: Page, num_ranks: int, step: int) -> None:
 def test_ring_walk_follows_keys_and_mouse_and_needs_no_kernel(
     open_notebook: OpenNotebook, write_notebook: WriteNotebook
 ) -> None:
-    source = "from cme295lab.units import format_bytes, format_seconds
-from cme295lab.widgets import RingWalk, TradeOff, trade_off\nring = RingWalk(num_bytes=400e6)\nring"
+    source = "from cme295lab.widgets import RingWalk\nring = RingWalk(num_bytes=400e6)\nring"
     notebook = open_notebook(write_notebook("ring_walk", [source, "ring.figure(3)"]))
     notebook.run_all()
     page = notebook.page
