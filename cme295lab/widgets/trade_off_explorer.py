@@ -198,6 +198,7 @@ _STYLE = """<style>
 .trade-explorer { max-width: 960px; }
 .trade-explorer .main-svg text { fill: var(--jp-content-font-color1, currentColor) !important; }
 .trade-explorer .widget-html-content { white-space: normal; }
+.trade-explorer .trade-link_bytes_per_s .widget-readout { max-width: none; min-width: 190px; text-align: left; }
 .trade-summary { color: var(--jp-content-font-color1, currentColor); font-size: 13px; line-height: 1.45; }
 .trade-summary b { font-size: 15px; }
 .trade-summary table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin-top: 4px; }
