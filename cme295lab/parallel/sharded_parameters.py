@@ -157,7 +157,27 @@ class ShardedParameters:
             name: flat[self._slots[name]].view(parameter.shape).clone() for name, parameter in self.parameters.items()
         }
 
+    def take_values(self, values: Mapping[str, Tensor]) -> None:
+        """Take this rank's shard from full weights: name -> tensor; names that are not there keep their weights."""
+        for piece in self.layout.pieces(self.group.rank()):
+            if piece.name in values:
+                part = values[piece.name].detach().flatten()[piece.start : piece.stop]
+                self.shard[piece.offset : piece.offset + piece.numel] = part
+
+    def name_of(self, parameter: nn.Parameter) -> str | None:
+        """The name of a parameter, or None if it is not one of these."""
+        return self._names.get(id(parameter))
+
     # --- gradients ---
+
+    def zero_gradient(self, *, set_to_none: bool) -> None:
+        """Forget the gradient of the shard, and what was not sent yet."""
+        for parameter in self.parameters.values():
+            parameter.grad = None
+        if set_to_none:
+            self.gradient = None
+        elif self.gradient is not None:
+            self.gradient.zero_()
 
     def collect(self, parameter: nn.Parameter) -> bool:
         """Move a parameter's gradient into the flat vector.

@@ -35,8 +35,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import fields, is_dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -46,8 +44,8 @@ from torch import Tensor, nn
 from cme295lab.parallel import transport
 from cme295lab.parallel.sharded_parameters import ShardedParameters
 from cme295lab.parallel.sharded_unit import ShardedUnit, assign_parameters, find_units
-
-_NEVER_EARLY = -1  # first use of a unit that is needed until the end of backward
+from cme295lab.parallel.tensor_checks import resolve_group
+from cme295lab.parallel.unit_schedule import UnitSchedule
 
 
 class FullyShardedModel(nn.Module):
@@ -88,13 +86,10 @@ class FullyShardedModel(nn.Module):
         group: dist.ProcessGroup | None = None,
     ) -> None:
         super().__init__()
-        self.group = group if group is not None else _default_group()
+        self.group = resolve_group(group)
         _check_model(model, self.group.size(), compute_dtype=compute_dtype, reduce_dtype=reduce_dtype)
         self.module = model
         self.compute_dtype = compute_dtype
-        self.prefetch = prefetch
-        self.keep_root = keep_root
-        self.is_syncing = True
         first = next(model.parameters())
         absent = torch.full((), torch.nan, dtype=compute_dtype or first.dtype, device=first.device)
         modules = find_units(model, units)
@@ -112,19 +107,36 @@ class FullyShardedModel(nn.Module):
         ]
         for buffer in model.buffers():
             _broadcast_buffer(buffer, self.group)
-        self._root = self.units[-1]
-        self._expected = self.units[:-1]  # the units' order of the last complete forward
-        self._calls: list[ShardedUnit] = []  # of the forward that is under way
-        self._num_calls = 0  # since the last backward
-        self._first_use: dict[ShardedUnit, int] = {}  # number of the call, since the last backward
-        self._next: ShardedUnit | None = None  # to be gathered ahead in backward
-        self._in_backward = False
-        self._open: list[ShardedUnit] = []  # in backward, gradients not yet on their way
-        self._summing: list[ShardedParameters] = []  # gradients on their way
-        self._hooks = list(self._register_hooks())
+        self._schedule = UnitSchedule(
+            model,
+            self.units,
+            compute_dtype=compute_dtype,
+            prefetch=prefetch,
+            keep_root=keep_root,
+            scale=1 / self.group.size(),
+        )
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         return self.module(*args, **kwargs)
+
+    @property
+    def trained(self) -> list[ShardedParameters]:
+        """The shards that an optimizer updates: `.shard` with `.gradient`, in the order of the units."""
+        return [unit.trained for unit in self.units if unit.trained]
+
+    @property
+    def frozen(self) -> list[ShardedParameters]:
+        """The shards of parameters that are not trained."""
+        return [part for unit in self.units for part in unit.parts if not part.is_trainable]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forget the gradients.
+
+        Args:
+            set_to_none: free their bytes; False: keep zeros.
+        """
+        for part in self.trained:
+            part.zero_gradient(set_to_none=set_to_none)
 
     @contextlib.contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -132,19 +144,27 @@ class FullyShardedModel(nn.Module):
 
         The price of the messages saved is memory: a rank then holds the gradients of all weights, not of its shard.
         """
-        before, self.is_syncing = self.is_syncing, False
+        before, self._schedule.is_syncing = self._schedule.is_syncing, False
         try:
             yield
         finally:
-            self.is_syncing = before
+            self._schedule.is_syncing = before
 
     @contextlib.contextmanager
     def gathered(self, *, write: bool = False) -> Iterator[nn.Module]:
-        """The model with all its weights, to look at; on all ranks together.
+        """The model with all its weights, to look at; all ranks together.
 
         Args:
             write: take over into the shards what is changed in the block.
+
+        Raises:
+            ValueError: `write` with a compute_dtype: what is gathered is rounded, and the shards must not be.
         """
+        if write and self.compute_dtype not in (None, self.trained[0].shard.dtype):
+            raise ValueError(
+                f"write=True would round the weights to compute_dtype {self.compute_dtype}; change them with "
+                "load_state_dict instead"
+            )
         for unit in self.units:
             unit.gather()
         try:
@@ -153,188 +173,58 @@ class FullyShardedModel(nn.Module):
                 for unit in self.units:
                     unit.keep_changes()
         finally:
-            self._free_all()
+            self._schedule.free_all()
+
+    def state_dict(self, *_: Any, **__: Any) -> dict[str, Any]:  # type: ignore[override]
+        """All weights and buffers, on every rank; all ranks call it together.
+
+        Returns:
+            What the plain model's `load_state_dict` takes, in the dtype of the shards. For checkpoints of large models
+            see `save_sharded`, which puts nothing together.
+        """
+        values: dict[str, Any] = dict(self.module.state_dict())
+        for part in self.trained + self.frozen:
+            full = part.full_values()
+            for name, parameter in self.module.named_parameters(remove_duplicate=False):
+                first = part.name_of(parameter)
+                if first is not None:
+                    values[name] = full[first]
+        return values
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Take weights and buffers of a plain model; each rank keeps its shard of them.
+
+        Args:
+            state_dict: of the plain model.
+            strict: no name may be missing or be too much.
+            assign: not possible here.
+
+        Raises:
+            ValueError: `assign`, or a shape is not the model's.
+            RuntimeError: names are missing or too many, as torch has it.
+        """
+        if assign:
+            raise ValueError("assign=True would replace the shards; load without it")
+        shapes = {name: tuple(value.shape) for name, value in self.module.state_dict().items()}
+        wrong = [name for name, value in state_dict.items() if name in shapes and tuple(value.shape) != shapes[name]]
+        missing, extra = shapes.keys() - state_dict.keys(), state_dict.keys() - shapes.keys()
+        if wrong or (strict and (missing or extra)):
+            raise RuntimeError(
+                f"the state dict is of another model: missing {sorted(missing)}, not in the model {sorted(extra)}, "
+                f"of another shape {sorted(wrong)}; make the model with the config that it was saved with"
+            )
+        for part in self.trained + self.frozen:
+            part.take_values(state_dict)
+        buffers = dict(self.module.named_buffers())
+        for name in buffers.keys() & state_dict.keys():
+            buffers[name].copy_(state_dict[name])
 
     def close(self) -> nn.Module:
         """Give the model its weights back, take the hooks away, and return it; the wrapper is of no use afterwards."""
-        for hook in self._hooks:
-            hook.remove()
-        self._hooks = []
+        self._schedule.close()
         for unit in self.units:
             unit.restore()
         return self.module
-
-    # --- forward ---
-
-    def _register_hooks(self) -> Iterator[Any]:
-        yield self.module.register_forward_pre_hook(self._before_model, with_kwargs=True)
-        yield self.module.register_forward_hook(self._after_model)
-        for unit in self.units[:-1]:
-            yield unit.module.register_forward_pre_hook(partial(self._before_unit, unit))
-            yield unit.module.register_forward_hook(partial(self._after_unit, unit))
-        of_root = {id(parameter) for part in self._root.parts for parameter in part.parameters.values()}
-        for module in self.module.modules():
-            if any(id(parameter) in of_root for parameter in module.parameters(recurse=False)):
-                yield module.register_forward_pre_hook(self._note_use_of_root)
-        for unit in self.units:
-            for parameter in unit.trained.parameters.values() if unit.trained else ():
-                yield parameter.register_post_accumulate_grad_hook(partial(self._take_gradient, unit))
-
-    def _before_model(self, _: nn.Module, args: Any, kwargs: Any) -> tuple[Any, Any] | None:
-        if not _autograd_is_running():
-            self._forget_what_failed()
-        self._root.gather()
-        if self.prefetch and self._expected:
-            self._expected[0].start_gather()
-        if self.compute_dtype is None:
-            return None
-        return _converted(args, self.compute_dtype), _converted(kwargs, self.compute_dtype)
-
-    def _before_unit(self, unit: ShardedUnit, *_: Any) -> None:
-        unit.gather()
-        if _autograd_is_running():  # a layer runs again, for its backward
-            self._first_use.setdefault(unit, unit.last_call)
-            return
-        unit.last_call, unit.called_after = self._num_calls, self._calls[-1] if self._calls else None
-        self._calls.append(unit)
-        self._num_calls += 1
-        if torch.is_grad_enabled():
-            self._first_use.setdefault(unit, unit.last_call)
-        position = len(self._calls)
-        if self.prefetch and position < len(self._expected) and self._expected[position - 1] is unit:
-            self._expected[position].start_gather()
-
-    def _after_unit(self, unit: ShardedUnit, _: nn.Module, __: Any, output: Any) -> None:
-        if torch.is_grad_enabled():
-            self._watch(output, unit, unit.last_call, unit.called_after)
-        if not _autograd_is_running():
-            unit.free()
-
-    def _note_use_of_root(self, module: nn.Module, _: Any) -> None:
-        if isinstance(module, nn.Embedding) or not torch.is_grad_enabled():
-            return  # an embedding reads only the numbers of its rows in backward
-        contains_units = any(unit.module is not module and unit.module in module.modules() for unit in self.units[:-1])
-        number = _NEVER_EARLY if contains_units else self._num_calls
-        self._first_use[self._root] = min(number, self._first_use.get(self._root, number))
-
-    def _after_model(self, _: nn.Module, __: Any, output: Any) -> None:
-        if torch.is_grad_enabled():
-            self._watch(output, self._root, self._num_calls, self._calls[-1] if self._calls else None)
-        if _autograd_is_running():
-            return
-        for unit in self._expected:
-            unit.free()  # one that was gathered ahead and never called
-        if not (self.keep_root and torch.is_grad_enabled()):
-            self._root.free()
-        self._expected, self._calls = list(dict.fromkeys(self._calls)) or self._expected, []
-
-    def _watch(self, output: Any, unit: ShardedUnit, call: int, earlier: ShardedUnit | None) -> None:
-        """See to it that we are asked before the gradient of an output goes on into its unit."""
-        tensors = list(_tensors_in(output))
-        if not tensors:
-            raise TypeError(
-                f"the forward of {unit.name} returns {type(output).__name__} without a tensor that could be found; "
-                "return a tensor, or a tuple, list, dict or dataclass of tensors, so that its backward can be noticed"
-            )
-        for tensor in tensors:
-            if tensor.requires_grad:
-                tensor.register_hook(partial(self._before_backward, unit, call, earlier))
-
-    # --- backward ---
-
-    def _before_backward(self, unit: ShardedUnit, call: int, earlier: ShardedUnit | None, _: Tensor) -> None:
-        """The gradient of a unit's output is there: finish what came later in forward, and get its weights."""
-        if not self._in_backward:
-            self._in_backward = True
-            torch.autograd.Variable._execution_engine.queue_callback(self._after_backward)
-        self._gather_next()  # the last unit's turn to do so, had it had a gradient
-        self._finish_after(call)
-        unit.gather()
-        if unit.trained and unit not in self._open:
-            self._open.append(unit)
-        self._next = earlier if self.prefetch else None
-        if not self._summing or unit.trained is None:
-            self._gather_next()
-
-    def _take_gradient(self, unit: ShardedUnit, parameter: nn.Parameter) -> None:
-        """A parameter's gradient is there: put it to those of its unit, and send them when they are complete."""
-        if not self.is_syncing:
-            return
-        assert unit.trained is not None
-        if not unit.trained.has_collected:
-            self._finish_sums()
-            self._gather_next()
-        if unit.trained.collect(parameter) and not unit.is_root:
-            self._send_gradients(unit)
-
-    def _gather_next(self) -> None:
-        if self._next is not None:
-            self._next.start_gather()
-            self._next = None
-
-    def _send_gradients(self, unit: ShardedUnit) -> None:
-        self._open.remove(unit)
-        if unit.trained is None or not self.is_syncing:
-            return
-        unit.trained.free()
-        unit.trained.start_reduce()
-        self._summing.append(unit.trained)
-
-    def _finish_sums(self) -> None:
-        while self._summing:
-            self._summing.pop(0).finish_reduce(1 / self.group.size())
-
-    def _finish_after(self, call: int) -> None:
-        """Finish the units whose every call came after a call: autograd has gone through them."""
-        for unit in [unit for unit, first in self._first_use.items() if first > call]:
-            if not unit.is_root and unit in self._open:
-                self._send_gradients(unit)
-            unit.free()
-
-    def _after_backward(self) -> None:
-        """Autograd is at its end: finish the rest, in an order that is the same on all ranks, the root unit last."""
-        for unit in self.units:
-            if unit in self._open or (self.is_syncing and unit.trained and unit.trained.has_leftovers):
-                self._send_gradients(unit)
-                self._finish_sums()
-        self._finish_sums()
-        self._free_all()
-        self._reset()
-
-    def _free_all(self) -> None:
-        for unit in self.units:
-            unit.free()
-
-    def _reset(self) -> None:
-        self._in_backward = False
-        self._open, self._summing, self._next = [], [], None
-        self._first_use, self._num_calls = {}, 0
-
-    def _forget_what_failed(self) -> None:
-        """Start anew after a forward or a backward that ended in an exception, or was never followed by another."""
-        if self._in_backward:
-            for unit in self.units:
-                if unit.trained:
-                    unit.trained.drop_collected()
-            self._reset()
-        self._calls = []
-        self._free_all()  # what is gathered may be older than the shards
-
-
-def _autograd_is_running() -> bool:
-    """Whether this thread is within a backward pass: a forward that runs now is one that runs again."""
-    return torch._C._current_graph_task_id() != -1
-
-
-def _default_group() -> dist.ProcessGroup:
-    if not dist.is_initialized():
-        raise RuntimeError(
-            "there is no process group; call this on the ranks of run_distributed, or under torchrun after "
-            "torch.distributed.init_process_group()"
-        )
-    group = dist.group.WORLD
-    assert group is not None
-    return group
 
 
 def _check_model(model: nn.Module, num_ranks: int, **dtypes: torch.dtype | None) -> None:
@@ -357,28 +247,3 @@ def _broadcast_buffer(buffer: Tensor, group: dist.ProcessGroup) -> None:
     flat = buffer.detach().flatten()
     transport.broadcast(flat, dist.get_global_rank(group, 0), group=group)
     buffer.copy_(flat.view(buffer.shape))
-
-
-def _tensors_in(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for item in value.values():
-            yield from _tensors_in(item)
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _tensors_in(item)
-    elif is_dataclass(value) and not isinstance(value, type):
-        for field in fields(value):
-            yield from _tensors_in(getattr(value, field.name))
-
-
-def _converted(value: Any, dtype: torch.dtype) -> Any:
-    """Floating tensors in arguments, in another dtype."""
-    if isinstance(value, Tensor):
-        return value.to(dtype) if value.is_floating_point() else value
-    if isinstance(value, dict):
-        return {key: _converted(item, dtype) for key, item in value.items()}
-    if type(value) in (list, tuple):
-        return type(value)(_converted(item, dtype) for item in value)
-    return value
