@@ -61,7 +61,7 @@ def properties(*, scale: int = 1) -> list[Property]:
     """
     fast = partial(Link, latency_s=5e-6 * scale, bytes_per_s=450e9 / scale)
     slow = partial(Link, latency_s=3e-5, bytes_per_s=1e9 * scale)
-    sizes = [Link(num_bytes=240 * scale, num_ranks=num_ranks) for num_ranks in (2, 3, 4)]
+    sizes = [Link(num_bytes=240 * scale, num_ranks=num_ranks) for num_ranks in (4, 3)]
     links = [fast(num_bytes=100_000 * scale, num_ranks=8), slow(num_bytes=10**9, num_ranks=6)]
     even = [fast(num_ranks=16), slow(num_ranks=64 * scale)]
     return [
