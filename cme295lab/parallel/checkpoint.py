@@ -41,33 +41,35 @@ from cme295lab.parallel.checkpoint_files import (
     write_tensors,
 )
 from cme295lab.parallel.checkpoint_pieces import BUFFER, WEIGHT, HeldRun, PieceReader, key_of, tensors_of
+from cme295lab.parallel.partition import Piece
+from cme295lab.parallel.zero3_optimizer import FullyShardedOptimizer
 
 Result = TypeVar("Result")
 
 
-class Sharded(Protocol):
+class Saveable(Protocol):
     """What can be saved: an optimizer over shards, such as `ZeroOptimizer`.
 
     Attributes:
         stage: of ZeRO.
-        group: the ranks.
+        process_group: the ranks.
         model: with the plain model's names.
-        optimizer: this rank's torch optimizer.
+        optimizer: this rank's torch optimizer, over the tensors of `held_runs`.
     """
 
     stage: int
-    group: dist.ProcessGroup
+    process_group: dist.ProcessGroup
     model: nn.Module
     optimizer: torch.optim.Optimizer
 
     def group_names(self) -> Sequence[Sequence[str]]:
         """The parameters of each group by name, in the order in which the plain optimizer has them."""
 
-    def held_runs(self) -> Sequence[HeldRun]:
-        """What this rank holds: what it updates, and its shards of what is frozen."""
+    def held_runs(self) -> Sequence[Any]:
+        """What this rank updates: each with a flat `tensor`, and the `pieces` in it."""
 
-    def take_states(self, states: Sequence[Mapping[str, Tensor]]) -> None:
-        """Go on with these states, one mapping for each of `held_runs`; their tensors have the new weights already."""
+    def weights_changed(self) -> None:
+        """Called on all ranks together when the tensors of `held_runs` have new values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,7 @@ class Resumed:
 
 
 def save_sharded(
-    directory: str | os.PathLike[str], optimizer: Sharded, *, step: int = 0, extra: Mapping[str, Any] | None = None
+    directory: str | os.PathLike[str], optimizer: Saveable, *, step: int = 0, extra: Mapping[str, Any] | None = None
 ) -> None:
     """Write a checkpoint; all ranks call it together, and each writes what it holds.
 
@@ -104,12 +106,15 @@ def save_sharded(
     """
     if isinstance(step, bool) or not isinstance(step, int) or step < 0:
         raise ValueError(f"step must be a whole number, 0 or more, got {step!r}")
-    directory, group = Path(directory), optimizer.group
+    directory, group = Path(directory), optimizer.process_group
     token: list[Any] = [f"files-{step:08d}-{secrets.token_hex(4)}"]
     dist.broadcast_object_list(token, dist.get_global_rank(group, 0), group=group)
     rank, num_ranks = group.rank(), group.size()
     name = f"{token[0]}/rank-{rank:05d}-of-{num_ranks:05d}.safetensors"
-    runs = optimizer.held_runs()
+    frozen = _frozen_runs(optimizer)
+    if optimizer.stage < 3 and rank:
+        frozen = []  # every rank has them whole
+    runs = [*_trained_runs(optimizer), *frozen]
     tensors = tensors_of(runs)
     pieces = tuple((piece.name, piece.start, piece.stop) for run in runs for piece in run.pieces)
     if rank == 0:
@@ -134,7 +139,7 @@ def save_sharded(
     _on_this_rank_of_all(finish, group, doing=f"writing the manifest in {directory}")
 
 
-def load_sharded(directory: str | os.PathLike[str], optimizer: Sharded) -> Resumed:
+def load_sharded(directory: str | os.PathLike[str], optimizer: Saveable) -> Resumed:
     """Read a checkpoint into an optimizer and its model; all ranks call it together.
 
     Number of ranks and stage may differ from those that wrote it.
@@ -151,7 +156,7 @@ def load_sharded(directory: str | os.PathLike[str], optimizer: Sharded) -> Resum
         CheckpointError: a file is missing, truncated, changed or of a newer format, or the checkpoint is of another
             model or optimizer; raised on all ranks.
     """
-    directory, group = Path(directory), optimizer.group
+    directory, group = Path(directory), optimizer.process_group
 
     def read() -> Manifest:
         manifest = read_manifest(directory)
@@ -169,13 +174,17 @@ def load_sharded(directory: str | os.PathLike[str], optimizer: Sharded) -> Resum
         buffers = _buffers(optimizer.model)
         for name, value in reader.buffers():
             buffers[name].copy_(value)
-        return [reader.fill(run) for run in optimizer.held_runs()]
+        for run in _frozen_runs(optimizer):
+            reader.fill(run)
+        return [reader.fill(run) for run in _trained_runs(optimizer)]
 
     with torch.no_grad():
         states = _on_this_rank_of_all(fill, group, doing=f"reading {directory}")
     for options, saved in zip(optimizer.optimizer.param_groups, manifest.groups, strict=True):
         options.update({k: tuple(v) if isinstance(v, list) else v for k, v in saved.items() if k != "params"})
-    optimizer.take_states(states)
+    for run, state in zip(optimizer.held_runs(), states, strict=True):
+        optimizer.optimizer.state[run.tensor] = state
+    optimizer.weights_changed()
     return Resumed(step=manifest.step, extra=manifest.extra, world_size=manifest.world_size)
 
 
@@ -229,7 +238,31 @@ def consolidate_optimizer(directory: str | os.PathLike[str]) -> dict[str, Any]:
     return {"state": {number: kinds for number, kinds in state.items() if kinds}, "param_groups": groups}
 
 
-def _manifest(optimizer: Sharded, *, step: int, files: tuple[FileEntry, ...], extra: Mapping[str, Any]) -> Manifest:
+def _trained_runs(optimizer: Saveable) -> list[HeldRun]:
+    return [
+        HeldRun(tensor=run.tensor.detach(), pieces=run.pieces, state=optimizer.optimizer.state.get(run.tensor, {}))
+        for run in optimizer.held_runs()
+    ]
+
+
+def _frozen_runs(optimizer: Saveable) -> list[HeldRun]:
+    """This rank's part of what is not trained: shards of it in stage 3, all of it in the others."""
+    if isinstance(optimizer, FullyShardedOptimizer):
+        rank = optimizer.process_group.rank()
+        frozen = optimizer.sharded_model.frozen
+        return [HeldRun(tensor=part.shard, pieces=part.layout.pieces(rank), state={}) for part in frozen]
+    return [
+        HeldRun(
+            tensor=parameter.detach().view(-1),
+            pieces=(Piece(name=name, start=0, stop=parameter.numel(), offset=0),),
+            state={},
+        )
+        for name, parameter in optimizer.model.named_parameters()
+        if not parameter.requires_grad
+    ]
+
+
+def _manifest(optimizer: Saveable, *, step: int, files: tuple[FileEntry, ...], extra: Mapping[str, Any]) -> Manifest:
     parameters, aliases = _describe(optimizer.model)
     groups = tuple(
         {**{key: value for key, value in options.items() if key != "params"}, "params": list(names)}
@@ -237,7 +270,7 @@ def _manifest(optimizer: Sharded, *, step: int, files: tuple[FileEntry, ...], ex
     )
     return Manifest(
         step=step,
-        world_size=optimizer.group.size(),
+        world_size=optimizer.process_group.size(),
         stage=optimizer.stage,
         parameters=parameters,
         aliases=aliases,
@@ -263,7 +296,7 @@ def _describe(model: nn.Module) -> tuple[tuple[ParameterEntry, ...], dict[str, s
     return tuple(entries), aliases
 
 
-def _check_is_of(directory: Path, manifest: Manifest, optimizer: Sharded) -> None:
+def _check_is_of(directory: Path, manifest: Manifest, optimizer: Saveable) -> None:
     """See whether a checkpoint is of this model and this kind of optimizer."""
     parameters, aliases = _describe(optimizer.model)
     saved, wanted = ({entry.name: entry.shape for entry in entries} for entries in (manifest.parameters, parameters))
@@ -295,7 +328,7 @@ def _check_is_of(directory: Path, manifest: Manifest, optimizer: Sharded) -> Non
         )
 
 
-def _class_name(optimizer: Sharded) -> str:
+def _class_name(optimizer: Saveable) -> str:
     kind = type(optimizer.optimizer)
     return f"{kind.__module__}.{kind.__qualname__}"
 
