@@ -78,6 +78,11 @@ class Watch:
         for mode in reversed(self._modes):
             mode.__exit__(kind, error, trace)
 
+    @property
+    def live_bytes(self) -> int:
+        """What is alive now of the tensors that were allocated in the block."""
+        return self._live_bytes
+
     def allocated(self, operator: str, tensor: Tensor) -> None:
         """Record a tensor that an operator returned, unless it shares the memory of a known one."""
         storage = tensor.untyped_storage()

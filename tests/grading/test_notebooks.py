@@ -16,8 +16,9 @@ TOPIC = "flash_attention"
 POINTS = {
     "flash_attention": {"merge_check": 2.0, "tiled_check": 4.0, "kernel_check": 6.0, "traffic_check": 3.0},
     "kernel_clinic": {"coalescing_check": 4.0, "race_check": 4.0, "blocks_check": 4.0, "report_check": 3.0},
+    "training_memory": {"states_check": 3.0, "activations_check": 3.0, "checkpoint_check": 5.0, "plan_check": 4.0},
 }
-NUM_STUBS = {"flash_attention": 5, "kernel_clinic": 6}
+NUM_STUBS = {"flash_attention": 5, "kernel_clinic": 6, "training_memory": 5}
 every_topic = pytest.mark.parametrize("topic", POINTS)
 
 
