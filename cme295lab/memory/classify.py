@@ -90,9 +90,15 @@ class Classifier:
                 if parameter is not None:
                     self._is_first_gradient(records, parameter)
 
-    def is_saved(self, tensor: Tensor) -> None:
-        """Autograd keeps a tensor for the backward pass."""
-        for record in self._log.see(tensor, self._as_input, INPUT):
+    def is_saved(self, tensor: Tensor, packed: bool) -> None:
+        """Autograd keeps a tensor for the backward pass.
+
+        Args:
+            tensor: which.
+            packed: by the program's own hook, which may come before the operator. A tensor that is not known yet is
+                then an input. Otherwise it is a number that autograd has made a tensor of.
+        """
+        for record in self._log.see(tensor, self._as_input, INPUT if packed else ACTIVATION):
             if record.class_name == TEMPORARY:
                 self._name(record, ACTIVATION)
 

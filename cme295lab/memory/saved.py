@@ -31,13 +31,13 @@ class SavedTensors:
     """Finds saved tensors, and calls `found` with each, between `start` and `stop`.
 
     Args:
-        found: what to do with a saved tensor.
+        found: what to do with a saved tensor; also told whether a hook of the program's own packed it.
     """
 
-    def __init__(self, found: Callable[[Tensor], None]) -> None:
+    def __init__(self, found: Callable[[Tensor, bool], None]) -> None:
         self._found = found
         self._waiting: list[weakref.ref[Tensor]] = []
-        self._later: list[weakref.ref[Tensor]] = []
+        self._late: list[weakref.ref[Tensor]] = []
         self._task = -1
         self._limit = _MAX_WAITING
         self._attributes: dict[type, list[str]] = {}
@@ -50,7 +50,7 @@ class SavedTensors:
         """Watch no more."""
         PUSH_SAVED_TENSOR_HOOKS.remove(self._push)
         self._waiting.clear()
-        self._later.clear()
+        self._late.clear()
 
     def expect(self, outputs: Iterable[Tensor]) -> None:
         """An operator has made these; their node comes when autograd is done with it."""
@@ -60,30 +60,37 @@ class SavedTensors:
     def look(self) -> None:
         """Read the nodes that have come.
 
-        In a function's own forward, and wherever no graph is made, there is none yet: such outputs are asked again when
-        an operator extends the graph, and for the last time when a backward pass begins, before it frees anything.
+        Some are late: what a function's own forward makes has no node before it is over. Who has none is asked once
+        more, when an operator extends the graph or when a backward pass begins, before it frees anything.
         """
-        if not self._waiting and not self._later:
+        if not self._waiting and not self._late:
             return
         task = torch._C._current_graph_task_id()
-        all_of_them = torch.is_grad_enabled() or task != self._task
+        last_call = torch.is_grad_enabled() or task != self._task
         self._task = task
         waiting, self._waiting = self._waiting, []
-        if all_of_them:
-            waiting, self._later = self._later + waiting, []
-        read: list[Any] = []  # an operator with several outputs has one node
-        for reference in waiting:
+        if last_call:
+            self._late, late = [], self._late
+            self._read_nodes_of(late)
+        self._late += self._read_nodes_of(waiting)
+        if len(self._late) > self._limit:
+            self._late = [reference for reference in self._late if reference() is not None]
+            self._limit = max(_MAX_WAITING, 2 * len(self._late))
+
+    def _read_nodes_of(self, outputs: list[weakref.ref[Tensor]]) -> list[weakref.ref[Tensor]]:
+        """Read each node once; returns the outputs that have none."""
+        without: list[weakref.ref[Tensor]] = []
+        read: list[Any] = []
+        for reference in outputs:
             output = reference()
             node = None if output is None else output.grad_fn
             if node is None:
-                if not all_of_them and output is not None:
-                    self._later.append(reference)
+                if output is not None:
+                    without.append(reference)
             elif not any(node is other for other in read):
                 read.append(node)
                 self._read(node)
-        if len(self._later) > self._limit:
-            self._later = [reference for reference in self._later if reference() is not None]
-            self._limit = max(_MAX_WAITING, 2 * len(self._later))
+        return without
 
     def _read(self, node: Any) -> None:
         if isinstance(node, torch.autograd.function.BackwardCFunction):
@@ -97,14 +104,14 @@ class SavedTensors:
         for tensors in saved:
             for tensor in tensors if isinstance(tensors, tuple) else (tensors,):
                 if isinstance(tensor, Tensor):
-                    self._found(tensor)
+                    self._found(tensor, False)
 
     def _push(self, original: Any, pack: Callable[[Tensor], Any], unpack: Callable[[Any], Tensor]) -> Any:
         def watched_pack(tensor: Tensor) -> Any:
             packed = pack(tensor)
             for leaf in tree_leaves(packed):
                 if isinstance(leaf, Tensor):
-                    self._found(leaf)
+                    self._found(leaf, True)
             return packed
 
         return original(watched_pack, unpack)

@@ -47,6 +47,9 @@ from cme295lab.memory.stand_in import RESIZE
 from cme295lab.memory.storages import StorageLog
 
 _DEVICES = ("cpu", "cuda")
+# Autograd runs it in between: to pack an output, when the node is not complete yet, and to unpack a saved tensor, which
+# then carries a node that was read before.
+_DETACH = torch.ops.aten.detach.default
 
 
 class MemoryTimeline(TimelineResults, TorchDispatchMode):
@@ -114,6 +117,11 @@ class MemoryTimeline(TimelineResults, TorchDispatchMode):
         """Forget the peak so far: the next one is sought from here on."""
         self._log.reset_peak()
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Torch would wrap `__torch_dispatch__` for compiled code, which costs as much again as the mode itself."""
+        return False
+
     def __enter__(self) -> MemoryTimeline:
         if self._entered:
             raise RuntimeError("a MemoryTimeline measures one block: make a new one for the next")
@@ -138,7 +146,8 @@ class MemoryTimeline(TimelineResults, TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if not all(_is_plain(kind) for kind in types):
             return NotImplemented  # a wrapper takes itself apart; its parts come back here
-        self._saved.look()
+        if func is not _DETACH:
+            self._saved.look()
         extends_graph, builds_graph = False, torch.is_grad_enabled()
         for tensor in _tensors_in((args, tuple(kwargs.values())) if kwargs else args):
             self._classifier.is_read(tensor)
@@ -150,7 +159,8 @@ class MemoryTimeline(TimelineResults, TorchDispatchMode):
             self._classifier.is_made(made, func)
         finally:
             self._origins.extends_graph = False
-        self._saved.expect(made)
+        if func is not _DETACH:
+            self._saved.expect(made)
         return output
 
     def _look(self) -> None:
