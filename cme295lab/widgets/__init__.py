@@ -11,6 +11,7 @@ a figure shows itself; what the walks share in the browser is in `walk_files`.
 
 from cme295lab.widgets.budget import Budget
 from cme295lab.widgets.budget_explorer import BudgetExplorer
+from cme295lab.widgets.budget_figure import comparison_bars
 from cme295lab.widgets.cache_explorer import CacheExplorer
 from cme295lab.widgets.cache_scenario import CacheScenario, cache_scenario
 from cme295lab.widgets.figures import RooflinePoint, block_size_map, memory_hierarchy, roofline, traffic_bars
@@ -49,6 +50,7 @@ __all__ = [
     "WorkingSet",
     "block_size_map",
     "cache_scenario",
+    "comparison_bars",
     "memory_hierarchy",
     "ring_records",
     "roofline",

@@ -12,6 +12,7 @@ from cme295lab.memory import POLICIES, Fix, ParallelConfig, TrainingSetting, che
 from cme295lab.transformer import PRESETS, ModelConfig, preset
 from cme295lab.units import format_bytes
 from cme295lab.widgets.budget import Budget
+from cme295lab.widgets.budget_figure import budget_figure
 from cme295lab.widgets.budget_text import STYLE, summary, view_html
 from cme295lab.widgets.memory_colours import COLOURS
 from cme295lab.widgets.picture import Picture
@@ -105,25 +106,8 @@ class BudgetExplorer(ipywidgets.VBox):
     def figure(self) -> Picture:
         """The current budget as a static picture, for pages where no kernel runs."""
         names, rows = _bars(self._shown, self._fix)
-        picture = Picture(summary(self._shown), figsize=(9, 1.3 + 0.55 * len(names)))
-        axes = picture.subplots()
-        left = [0.0] * len(names)
-        for kind, values in rows.items():
-            if any(values):
-                axes.barh(names, values, 0.6, left, color=COLOURS[kind], label=kind, edgecolor="white")
-                left = [a + b for a, b in zip(left, values)]
-        capacity = self._shown.device.memory_bytes
-        axes.axvline(capacity, color=palette.VERMILLION, linewidth=2)
-        text = f" {self._shown.device.name}: {format_bytes(capacity, binary=True)} "
-        side = "left" if capacity < 0.7 * max(left) else "right"
-        axes.text(capacity, -0.42, text, fontsize=9, color=palette.VERMILLION, ha=side)
-        axes.set_ylim(len(names) - 0.5, -0.65)
-        axes.margins(x=0.02)
-        axes.xaxis.set_major_formatter(lambda value, _: format_bytes(value))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False, fontsize=9, ncols=4, loc="upper center", bbox_to_anchor=(0.45, -0.22))
-        axes.set_title(str(self._shown.verdict), loc="left", fontsize=10)
-        return picture
+        verdict = str(self._shown.verdict)
+        return budget_figure(summary(self._shown), verdict, names, rows, self._shown.device)
 
     def __repr__(self) -> str:
         """One line, as the widget's text alternative."""
