@@ -112,6 +112,7 @@ plt.show()
 # - Its all-reduce starts in the hook of its last gradient: `handle = dist.all_reduce(flat, async_op=True)` returns at
 #   once, and `handle.wait()` ends when the sum is there. A hook that waits stops backward.
 # - The ranks must call the same collectives in the same order.
+# - `ready` and `send` are a suggestion: rename or delete them as you like. `finish` must stay.
 
 # %% nbgrader={"grade":false,"grade_id":"overlapped_gradients","locked":false,"schema_version":3,"solution":true}
 class OverlappedGradients:
@@ -135,7 +136,7 @@ class OverlappedGradients:
             self.buckets[-1].append(parameter)
             filled += num_bytes
         self.bucket_of = {p: index for index, bucket in enumerate(self.buckets) for p in bucket}
-        self.reset()
+        self.missing, self.sent = [len(bucket) for bucket in self.buckets], []
         for parameter in model.parameters():
             parameter.register_post_accumulate_grad_hook(self.ready)
         ### END SOLUTION
@@ -144,7 +145,7 @@ class OverlappedGradients:
         """Called in backward when a gradient is complete.
 
         TASKS
-        3. Is its bucket full? Then start the all-reduce, and go on.
+        3. Is its bucket complete, and are those before it? Then send it.
         """
         ### BEGIN SOLUTION
         self.missing[self.bucket_of[parameter]] -= 1
@@ -152,11 +153,22 @@ class OverlappedGradients:
             self.send(self.buckets[len(self.sent)])
         ### END SOLUTION
 
+    def send(self, bucket: list[nn.Parameter]) -> None:
+        """Called for a bucket whose gradients are complete.
+
+        TASKS
+        4. One flat tensor of them; start its all-reduce, and keep both.
+        """
+        ### BEGIN SOLUTION
+        flat = torch.cat([parameter.grad.flatten() for parameter in bucket])
+        self.sent.append((flat, dist.all_reduce(flat, async_op=True)))
+        ### END SOLUTION
+
     def finish(self) -> None:
         """Called after backward; when it returns, every gradient is the mean over the ranks.
 
         TASKS
-        4. Wait for each bucket, divide, copy the pieces back; get ready for the next step.
+        5. Wait for each bucket, divide, copy the pieces back; get ready for the next step.
         """
         ### BEGIN SOLUTION
         for bucket, (flat, handle) in zip(self.buckets, self.sent):
@@ -164,18 +176,8 @@ class OverlappedGradients:
             flat /= dist.get_world_size()
             for parameter, piece in zip(bucket, flat.split([p.numel() for p in bucket])):
                 parameter.grad.copy_(piece.view_as(parameter))
-        self.reset()
+        self.missing, self.sent = [len(bucket) for bucket in self.buckets], []
         ### END SOLUTION
-
-    ### BEGIN SOLUTION
-    def reset(self) -> None:
-        self.missing = [len(bucket) for bucket in self.buckets]
-        self.sent = []
-
-    def send(self, bucket: list[nn.Parameter]) -> None:
-        flat = torch.cat([parameter.grad.flatten() for parameter in bucket])
-        self.sent.append((flat, dist.all_reduce(flat, async_op=True)))
-    ### END SOLUTION
 
 # %% nbgrader={"grade":true,"grade_id":"overlap_check","locked":true,"points":6,"schema_version":3,"solution":false}
 result = checks.run("ddp_overlap/2", OverlappedGradients)
@@ -221,16 +223,17 @@ if result.passed:
 
 # %% nbgrader={"grade":false,"grade_id":"accumulated_gradients","locked":false,"schema_version":3,"solution":true}
 class AccumulatedGradients(OverlappedGradients):
-    """Averages gradients over the ranks: only when it is due, and whatever a rank has used.
+    """Averages gradients over the ranks: only when it is due, and whatever a rank has used."""
 
-    TASKS
-    1. no_sync: within it, a gradient that is ready is not counted.
-    2. finish: send what has not been sent, in the order of the buckets, with zeros for a missing gradient.
-    """
+    is_silent = False
 
     @contextlib.contextmanager
     def no_sync(self):
-        """Within this context, backward adds up gradients and sends nothing."""
+        """Within this context, backward adds up gradients and sends nothing.
+
+        TASKS
+        1. Be silent up to the end of the context, however it ends.
+        """
         ### BEGIN SOLUTION
         self.is_silent = True
         try:
@@ -239,8 +242,24 @@ class AccumulatedGradients(OverlappedGradients):
             self.is_silent = False
         ### END SOLUTION
 
+    def ready(self, parameter: nn.Parameter) -> None:
+        """Called in backward when a gradient is complete.
+
+        TASKS
+        2. Do nothing, or what Part 2 does.
+        """
+        ### BEGIN SOLUTION
+        if not self.is_silent:
+            super().ready(parameter)
+        ### END SOLUTION
+
     def finish(self) -> None:
-        """Called after the last backward; when it returns, every gradient is the mean over the ranks."""
+        """Called after the last backward; when it returns, every gradient is the mean over the ranks.
+
+        TASKS
+        3. Send what has not been sent, in the order of the buckets, with zeros for a missing gradient.
+        4. Go on as in Part 2.
+        """
         ### BEGIN SOLUTION
         for parameter in self.model.parameters():
             if parameter.grad is None:
@@ -249,14 +268,6 @@ class AccumulatedGradients(OverlappedGradients):
             self.send(bucket)
         super().finish()
         ### END SOLUTION
-
-    ### BEGIN SOLUTION
-    is_silent = False
-
-    def ready(self, parameter: nn.Parameter) -> None:
-        if not self.is_silent:
-            super().ready(parameter)
-    ### END SOLUTION
 
 # %% nbgrader={"grade":true,"grade_id":"accumulation_check","locked":true,"points":5,"schema_version":3,"solution":false}
 result = checks.run("ddp_overlap/3", AccumulatedGradients)
