@@ -15,6 +15,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from cme295lab.memory.comparison import Comparison, compare
     from cme295lab.memory.fit import Fix, cheapest_fix, largest_fitting
     from cme295lab.memory.ledger import (
         LedgerRow,
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     )
     from cme295lab.memory.model_states import (
         ModelStates,
+        blockwise_bits_per_parameter,
         bytes_per_parameter,
         largest_model_parameters,
         zero_model_state_bytes,
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from cme295lab.memory.timeline import MemoryTimeline
 
 _HOME: dict[str, str] = {
+    "Comparison": "comparison",
     "Fix": "fit",
     "LedgerRow": "ledger",
     "MemoryLedger": "ledger",
@@ -46,7 +49,9 @@ _HOME: dict[str, str] = {
     "TrainingSetting": "setting",
     "Verdict": "ledger",
     "bytes_per_parameter": "model_states",
+    "blockwise_bits_per_parameter": "model_states",
     "cheapest_fix": "fit",
+    "compare": "comparison",
     "get_policy": "precision",
     "inference_memory": "ledger",
     "kv_cache_bytes": "ledger",
@@ -55,7 +60,8 @@ _HOME: dict[str, str] = {
     "training_memory": "ledger",
     "zero_model_state_bytes": "model_states",
 }
-_MODULES = ("activations", "fit", "korthikanti", "ledger", "model_states", "moments", "precision", "setting", "shapes")
+_MODULES = ("activations", "comparison", "fit", "korthikanti", "ledger", "model_states", "moments", "precision",
+            "real_step", "setting", "shapes")  # fmt: skip
 
 __all__: list[str] = [
     "training_memory",
@@ -71,12 +77,15 @@ __all__: list[str] = [
     "zero_model_state_bytes",
     "largest_model_parameters",
     "bytes_per_parameter",
+    "blockwise_bits_per_parameter",
     "ModelStates",
     "kv_cache_bytes",
     "largest_fitting",
     "cheapest_fix",
     "Fix",
     "MemoryTimeline",
+    "compare",
+    "Comparison",
 ]
 
 

@@ -16,9 +16,11 @@ TOPIC = "flash_attention"
 POINTS = {
     "flash_attention": {"merge_check": 2.0, "tiled_check": 4.0, "kernel_check": 6.0, "traffic_check": 3.0},
     "kernel_clinic": {"coalescing_check": 4.0, "race_check": 4.0, "blocks_check": 4.0, "report_check": 3.0},
+    "ring_all_reduce": {"scatter_check": 4.0, "mean_check": 5.0, "cost_check": 4.0},
+    "ddp_overlap": {"weighting_check": 3.0, "overlap_check": 6.0, "accumulation_check": 5.0},
     "training_memory": {"states_check": 3.0, "activations_check": 3.0, "checkpoint_check": 5.0, "plan_check": 4.0},
 }
-NUM_STUBS = {"flash_attention": 5, "kernel_clinic": 6, "training_memory": 5}
+NUM_STUBS = {"flash_attention": 5, "kernel_clinic": 6, "ring_all_reduce": 6, "ddp_overlap": 8, "training_memory": 5}
 every_topic = pytest.mark.parametrize("topic", POINTS)
 
 
@@ -70,7 +72,7 @@ def test_student_notebook_holds_no_solution_and_no_hidden_test(repository: Path,
     assert "BEGIN" not in text
     assert "seed=295" not in text
     assert text.count("raise NotImplementedError()") == NUM_STUBS[topic]
-    for given_away in ("4 * N", "4N^2", "tl.atomic_add(dw_ptr", "features[None, :]", "< best[0]"):
+    for given_away in ("4 * N", "4N^2", "tl.atomic_add(dw_ptr", "features[None, :]", "< best[0]", "rank - 1 - step"):
         assert given_away not in text
 
 
