@@ -86,6 +86,8 @@ def all_reduce(
             return Handle()
         if size * group.size() <= ONE_EXCHANGE_BYTES:
             return _finished(_all_reduce_at_once(tensor, group), async_op)
+        if group.size() == 2:  # to swap the whole vectors takes as many bytes as both halves of an all-reduce
+            return _sum([tensor, tensor], tensor, group, gather=False, async_op=async_op)
         shards = list(tensor.tensor_split(group.size()))  # the first have one element more if it does not divide
         return _sum(shards, shards[group.rank()], group, gather=True, async_op=async_op)
 

@@ -76,6 +76,8 @@ def _functional(x):
     import torch.distributed._functional_collectives as functional
 
     functional.all_reduce(x, "sum", dist.group.WORLD) + 0
+    functional.all_gather_tensor(x[: len(x) // dist.get_world_size()], 0, dist.group.WORLD) + 0
+    functional.reduce_scatter_tensor(x, "sum", 0, dist.group.WORLD) + 0
     leaf = x.clone().requires_grad_()
     functional.all_to_all_single_autograd(leaf, None, None, dist.group.WORLD).sum().backward()
 
@@ -86,7 +88,7 @@ def test_ledger_counts_each_call_once_with_the_bytes_of_the_ring(num_ranks):
     size, share = 4 * ELEMENTS, (num_ranks - 1) / num_ranks
     expected = dict.fromkeys(("broadcast", "reduce", "all_to_all", "reduce_scatter", "all_gather"), size * share)
     expected |= {"all_gather list": size * share, "all_reduce": 2 * size * share, "coalesced": 4 * size * share}
-    expected |= {"ring": size if num_ranks > 1 else 0, "barrier": 0, "functional": (2 + 2) * size * share}
+    expected |= {"ring": size if num_ranks > 1 else 0, "barrier": 0, "functional": (2 + 1 + 1 + 2) * size * share}
     expected |= {f"ours {name}": expected[name] for name in expected if name in ("all_reduce", "reduce_scatter")}
     expected |= {f"ours {name}": size * share for name in ("all_gather", "broadcast", "all_to_all")}
     expected |= {"ours barrier": 0, "ours long all_reduce": 2 * 4 * 480_000 * share}
@@ -97,7 +99,7 @@ def test_ledger_counts_each_call_once_with_the_bytes_of_the_ring(num_ranks):
         got.setdefault("ring", 0)  # one rank has no neighbour to send to
         assert got == pytest.approx(expected | root, rel=1e-12)
         for tag, traffic in ledger.by_tag().items():
-            calls = {"all_gather object": 2, "ring": 2, "functional": 3}.get(tag, 1)
+            calls = {"all_gather object": 2, "ring": 2, "functional": 5}.get(tag, 1)
             assert traffic.num_calls == calls, tag
     received = [ledger.by_tag()["gather"].received_bytes for ledger in ledgers]
     assert received == [size * share] + [0] * (num_ranks - 1)
@@ -156,6 +158,24 @@ def test_ledger_of_torchs_own_strategies_equals_the_published_factors(num_ranks)
     expected = {"ddp": 2.0, "zero 1": 2.0, "zero redundancy": 3.0, "fsdp": 3.0, "fsdp, no reshard": 2.0}
     for figures in run_distributed(_baselines, num_ranks):
         assert figures == pytest.approx(expected, rel=1e-9)
+
+
+def _inside_a_dtensor_operator() -> tuple[list[str], bool]:
+    """A product of two matrices that are split by columns: one of them has to be gathered first."""
+    from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    a, b = torch.arange(16.0).view(4, 4), torch.eye(4)
+    left, right = (distribute_tensor(m, mesh, [Shard(1)]) for m in (a, b))
+    with CommLedger() as ledger:
+        product = left @ right
+    return [call.collective for call in ledger.calls], torch.equal(product.full_tensor(), a)
+
+
+def test_ledger_sees_what_dtensors_send_within_an_operator():
+    for collectives, equal in run_distributed(_inside_a_dtensor_operator, 2):
+        assert collectives
+        assert equal
 
 
 def _two_tags() -> CommLedger:
