@@ -6,6 +6,9 @@ The formulas, in reading order: ``precision`` (which number format holds weights
 it), ``ledger`` (all of it for one training step: `training_memory`), ``fit`` (does it fit a GPU, what is the largest
 that does, which change is the cheapest).
 
+The measurement: ``timeline`` (`MemoryTimeline` follows every storage of real code; ``storages``, ``classify``,
+``saved`` and ``origin`` are its parts), ``recompute`` (activation checkpointing written out, to be measured).
+
 ``compare`` runs a real step of a real model and lays formula and measurement side by side.
 """
 
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
         zero_model_state_bytes,
     )
     from cme295lab.memory.precision import POLICIES, PrecisionPolicy, get_policy
+    from cme295lab.memory.recompute import apply_recompute, checkpoint, recomputed_flops
     from cme295lab.memory.setting import ParallelConfig, TrainingSetting
     from cme295lab.memory.timeline import MemoryTimeline
 
@@ -49,19 +53,22 @@ _HOME: dict[str, str] = {
     "TrainingSetting": "setting",
     "Verdict": "ledger",
     "bytes_per_parameter": "model_states",
+    "apply_recompute": "recompute",
     "blockwise_bits_per_parameter": "model_states",
     "cheapest_fix": "fit",
+    "checkpoint": "recompute",
     "compare": "comparison",
     "get_policy": "precision",
     "inference_memory": "ledger",
     "kv_cache_bytes": "ledger",
     "largest_fitting": "fit",
     "largest_model_parameters": "model_states",
+    "recomputed_flops": "recompute",
     "training_memory": "ledger",
     "zero_model_state_bytes": "model_states",
 }
 _MODULES = ("activations", "comparison", "fit", "korthikanti", "ledger", "model_states", "moments", "precision",
-            "real_step", "setting", "shapes")  # fmt: skip
+            "real_step", "recompute", "setting", "shapes", "snapshot", "timeline")  # fmt: skip
 
 __all__: list[str] = [
     "training_memory",
@@ -86,6 +93,9 @@ __all__: list[str] = [
     "MemoryTimeline",
     "compare",
     "Comparison",
+    "apply_recompute",
+    "checkpoint",
+    "recomputed_flops",
 ]
 
 

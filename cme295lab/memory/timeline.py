@@ -104,6 +104,13 @@ class MemoryTimeline(TimelineResults, TorchDispatchMode):
             raise ValueError("class_name must be a name such as 'gradient', got an empty one")
         self._classifier.is_marked(tensors, class_name)
 
+    def note_kept(self, tensor: Tensor) -> None:
+        """Say that a tensor is kept for the backward pass: an activation, unless it is known as something else.
+
+        What autograd keeps is seen without this; it is for what a function of the program's own holds on to.
+        """
+        self._classifier.is_saved(tensor, packed=True)
+
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Call the phase `name` while this block runs."""
