@@ -56,14 +56,13 @@ run_distributed(pass_it_on, 3)
 # %% nbgrader={"grade":false,"grade_id":"journey_picture","locked":true,"schema_version":3,"solution":false}
 colours = ["#0072B2", "#E69F00", "#009E73", "#CC79A7"]
 fig, axes = plt.subplots(figsize=(5, 2.4))
-for step in range(4):
-    for rank in range(4):
-        chunk = (rank - 1 - step) % 4
-        axes.text(step, rank, f"chunk {chunk}", ha="center", va="center", color=colours[chunk])
-        if step < 3:
-            end = (rank + 1) % 4
-            arrow = {"arrowstyle": "->", "color": colours[chunk], "shrinkA": 18, "shrinkB": 18}
-            axes.annotate("", (step + 1, end), (step, rank), arrowprops=arrow)
+for chunk, colour in enumerate(colours):
+    ranks = [(chunk + 1 + step) % 4 for step in range(4)]
+    for step, rank in enumerate(ranks):
+        axes.text(step, rank, f"chunk {chunk}", ha="center", va="center", color=colour)
+    for step in range(3):
+        arrow = {"arrowstyle": "->", "color": colour, "shrinkA": 18, "shrinkB": 18}
+        axes.annotate("", (step + 1, ranks[step + 1]), (step, ranks[step]), arrowprops=arrow)
 axes.set(xlim=(-0.5, 3.5), ylim=(3.5, -0.5), xlabel="step", ylabel="rank", xticks=range(4), yticks=range(4))
 plt.show()
 
