@@ -24,7 +24,7 @@ import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 import torch.distributed as dist
@@ -47,6 +47,7 @@ from cme295lab.parallel.zero3_optimizer import FullyShardedOptimizer
 Result = TypeVar("Result")
 
 
+@runtime_checkable
 class Saveable(Protocol):
     """What can be saved: an optimizer over shards, such as `ZeroOptimizer`.
 

@@ -40,7 +40,7 @@ class ShardedParameters:
         name: what to call them in errors.
         parameters: name in the model -> parameter, all of one dtype and all trainable or none. Rank 0's values count.
         compute_dtype: of the gathered weights and their gradients; None: the parameters' own.
-        reduce_dtype: in which gradients are sent and summed; None: that of the shard.
+        reduce_dtype: in which gradients are sent; None: `compute_dtype`.
         group: the ranks.
         absent: a NaN that stands for weights that are not here; all may share one.
 
@@ -72,7 +72,7 @@ class ShardedParameters:
         self.layout = FlatLayout.of(self.parameters, num_ranks=group.size())
         self._names = {id(parameter): name for name, parameter in self.parameters.items()}
         self._slots = {slot.name: slice(slot.start, slot.start + slot.numel) for slot in self.layout.slots}
-        self._reduce_dtype = reduce_dtype or first.dtype
+        self._reduce_dtype = reduce_dtype or compute_dtype or first.dtype
         self.shard = self._take_shard(first)
         self.gradient: Tensor | None = None
         dtype = compute_dtype or first.dtype

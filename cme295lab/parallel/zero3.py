@@ -39,9 +39,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
-from cme295lab.parallel import transport
+from cme295lab.parallel.replicas import broadcast_values, check_same_model
 from cme295lab.parallel.sharded_parameters import ShardedParameters
 from cme295lab.parallel.sharded_unit import ShardedUnit, assign_parameters, find_units
 from cme295lab.parallel.tensor_checks import resolve_group
@@ -60,7 +60,7 @@ class FullyShardedModel(nn.Module):
             `ModuleList`s.
         compute_dtype: such as torch.bfloat16: what weights are gathered, and computed with, in; floating inputs of the
             model are converted. The shards stay as they are. None: the parameters' own dtype.
-        reduce_dtype: in which gradients are sent and summed; None: that of the shards.
+        reduce_dtype: in which gradients are sent; None: `compute_dtype`. Their sums are kept in the shards' dtype.
         prefetch: gather the next unit while one computes.
         keep_root: do not free the root unit between forward and backward.
         group: the ranks; None means all.
@@ -71,7 +71,7 @@ class FullyShardedModel(nn.Module):
 
     Raises:
         TypeError, ValueError: units that are not in the model or lie within each other; a dtype that is no float; mixed
-            dtypes; a model with fewer elements than there are ranks.
+            dtypes; a model with fewer elements than there are ranks, or that differs between them.
     """
 
     def __init__(
@@ -88,10 +88,10 @@ class FullyShardedModel(nn.Module):
         super().__init__()
         self.group = resolve_group(group)
         _check_model(model, self.group.size(), compute_dtype=compute_dtype, reduce_dtype=reduce_dtype)
+        check_same_model(model, group=self.group)
         self.module = model
         self.compute_dtype = compute_dtype
-        first = next(model.parameters())
-        absent = torch.full((), torch.nan, dtype=compute_dtype or first.dtype, device=first.device)
+        absent = torch.full((), torch.nan, dtype=compute_dtype, device=next(model.parameters()).device)
         modules = find_units(model, units)
         self.units = [
             ShardedUnit(
@@ -105,8 +105,7 @@ class FullyShardedModel(nn.Module):
             )
             for name, parameters in assign_parameters(model, modules).items()
         ]
-        for buffer in model.buffers():
-            _broadcast_buffer(buffer, self.group)
+        broadcast_values(model, group=self.group, parameters=False)  # each unit has done so with its parameters
         self._schedule = UnitSchedule(
             model,
             self.units,
@@ -241,9 +240,3 @@ def _check_model(model: nn.Module, num_ranks: int, **dtypes: torch.dtype | None)
     for name, dtype in dtypes.items():
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ValueError(f"{name} must be a floating dtype such as torch.bfloat16, or None, got {dtype!r}")
-
-
-def _broadcast_buffer(buffer: Tensor, group: dist.ProcessGroup) -> None:
-    flat = buffer.detach().flatten()
-    transport.broadcast(flat, dist.get_global_rank(group, 0), group=group)
-    buffer.copy_(flat.view(buffer.shape))

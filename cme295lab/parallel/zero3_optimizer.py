@@ -7,11 +7,14 @@ single numbers (whether gradients are finite; the norm, if they are clipped).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import nn
 
 from cme295lab.parallel.sharded_optimizer import OnNonfinite, ShardedOptimizer
+from cme295lab.parallel.weighting import token_scale
 from cme295lab.parallel.zero3 import FullyShardedModel
 
 
@@ -62,3 +65,24 @@ class FullyShardedOptimizer(ShardedOptimizer):
             group=sharded_model.group,
             stage=3,
         )
+
+    @property
+    def num_padding(self) -> int:
+        """Elements of padding in all flat vectors together."""
+        return sum(part.layout.num_padding for part in self.sharded_model.trained)
+
+    def no_sync(self) -> AbstractContextManager[None]:
+        """Backward passes in this block send nothing; see `FullyShardedModel.no_sync`."""
+        return self.sharded_model.no_sync()
+
+    def token_scale(self, num_tokens: int) -> float:
+        """What to multiply this rank's summed loss with, for the mean over all tokens; see `weighting.token_scale`."""
+        return token_scale(num_tokens, group=self.process_group)
+
+    def close(self) -> nn.Module:
+        """Take the hooks away and return the model, with all its weights; the optimizer is of no use afterwards."""
+        return self.sharded_model.close()
+
+    def share_weights(self) -> None:
+        """Nothing is sent; a graph that still needs the old weights must not be run backward, and autograd is told."""
+        torch.autograd.graph.increment_version(list(self.model.parameters()))
