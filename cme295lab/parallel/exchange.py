@@ -90,8 +90,8 @@ def sum_in_pieces(
     """
     num_ranks, rank = group.size(), group.rank()
     piece = _piece_elements(total, num_ranks)
-    scratch = [torch.empty(num_ranks - 1, min(piece, total.numel()), dtype=total.dtype) for _ in range(2)]
     starts = range(0, max(source.numel() for source in sources), piece)
+    scratch = [torch.empty(num_ranks - 1, min(piece, total.numel()), dtype=total.dtype) for _ in starts[:2]]
     gathering: list[Any] = []
     arriving = None
     for index, start in enumerate([*starts, None]):

@@ -18,9 +18,16 @@ returns. Parts are told apart by message tags from 2^30 on; leave those to this 
 **Memory.** A sum holds at most 12 MiB beyond its tensors, whatever the payload, and one sum of a group runs at a time.
 Payloads of which all ranks together have at most 1 MiB go in one exchange, which holds twice that much.
 
-**Measured** (two busy cores, time relative to torch's own call on gloo, medians of interleaved runs with 2 / 4 ranks):
-from 1 to 64 MiB reduce_scatter takes 0.4-0.8 / 0.4-0.6, all_gather 0.3-0.9 / 0.4-0.9, all_reduce 0.8-1.2 / 1.0-1.2;
-below 256 KiB all_reduce takes 1.2-1.5 / 0.4-0.8.
+**Measured** (two busy cores, time relative to torch's own call on gloo, medians of interleaved runs, 2 / 4 ranks):
+
+| payload | reduce_scatter | all_gather | all_reduce |
+|---|---|---|---|
+| 1 MiB | 0.81 / 0.51 | 0.88 / 0.71 | 1.11 / 0.85 |
+| 4 MiB | 0.62 / 0.54 | 0.67 / 0.70 | 1.38 / 1.51 |
+| 16 MiB | 0.48 / 0.51 | 0.96 / 0.80 | 1.09 / 1.21 |
+| 64 MiB | 0.30 / 0.37 | 0.33 / 0.35 | 0.94 / 1.21 |
+
+So sharding gains; an all-reduce pays for its order of summation, except below 128 KiB on 4 ranks (0.3 to 0.7).
 """
 
 from __future__ import annotations
@@ -38,6 +45,7 @@ from cme295lab.parallel.exchange import add_in_order, exchange, num_tags, sequen
 from cme295lab.parallel.tensor_checks import check_flat, check_lengths, check_splits, check_summable, resolve_group
 
 ONE_EXCHANGE_BYTES = 2**20  # up to here, all ranks' payloads together, latency costs more than bytes
+SWAP_BYTES = 8 * 2**20  # up to here, two ranks swap their vectors
 
 
 class Handle:
@@ -86,7 +94,7 @@ def all_reduce(
             return Handle()
         if size * group.size() <= ONE_EXCHANGE_BYTES:
             return _finished(_all_reduce_at_once(tensor, group), async_op)
-        if group.size() == 2:  # to swap the whole vectors takes as many bytes as both halves of an all-reduce
+        if group.size() == 2 and size <= SWAP_BYTES:  # as many bytes as in two halves, in one latency; twice the adding
             return _sum([tensor, tensor], tensor, group, gather=False, async_op=async_op)
         shards = list(tensor.tensor_split(group.size()))  # the first have one element more if it does not divide
         return _sum(shards, shards[group.rank()], group, gather=True, async_op=async_op)
