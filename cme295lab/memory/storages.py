@@ -165,7 +165,9 @@ def storages_of(tensor: Any) -> Iterator[tuple[torch.UntypedStorage, Tensor]]:
         return
     if is_traceable_wrapper_subclass(tensor):
         for name in tensor.__tensor_flatten__()[0]:
-            yield from storages_of(getattr(tensor, name))
+            part = getattr(tensor, name)
+            if isinstance(part, Tensor):  # a DTensor's mesh is among its parts, too
+                yield from storages_of(part)
     elif tensor.layout is torch.strided:
         yield tensor.untyped_storage(), tensor
     elif tensor.layout is torch.sparse_coo:
