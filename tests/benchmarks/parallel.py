@@ -138,6 +138,7 @@ STRATEGIES: dict[str, Strategy] = {
     "ours stage 1": lambda model: _zero(model, 1),
     "ours stage 2": lambda model: _zero(model, 2),
     "ours stage 3": _zero3,
+    "ours stage 3, root stays": lambda model: _zero3(model, keep_root=True),
     "ours stage 3, bf16": lambda model: _zero3(model, compute_dtype=torch.bfloat16),
 }
 
