@@ -184,7 +184,7 @@ def _largest_allocation():
     made, figures = [], {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         made.clear()
-        x = torch.arange(40 * 2**20 // dtype.itemsize).remainder(100).to(dtype)
+        x = torch.arange(128, dtype=dtype).repeat(40 * 2**20 // dtype.itemsize // 128)
         expected = x * 2
         with Allocations():
             transport.all_reduce(x)
