@@ -7,6 +7,10 @@ any torch.distributed code, counted; behind it ``calls`` and ``c10d_operators``)
 same call?), ``cost_model`` and ``step_time`` (how long it takes over which link), and ``transport`` with ``exchange``:
 what the rest of the room calls.
 
+Of training, read ``data_parallel`` (behind it ``buckets``, ``backward_watch``, ``replicas``, and ``weighting`` for
+batches of unequal length), then ``partition``, ``flat_weights``, ``sharded_optimizer`` and the stages of ZeRO:
+``zero``, ``zero1``, ``zero2``, ``zero3``.
+
 Everything runs on the CPU (gloo) and on GPUs (nccl), and unchanged under ``torchrun`` on many machines.
 """
 
@@ -23,9 +27,13 @@ if TYPE_CHECKING:
     from cme295lab.parallel.checkpoint_files import CheckpointError
     from cme295lab.parallel.comm_ledger import CommLedger
     from cme295lab.parallel.consistency import CollectiveMismatch, checked
+    from cme295lab.parallel.data_parallel import DataParallel
+    from cme295lab.parallel.gradient_health import NonFiniteGradients
     from cme295lab.parallel.launcher import run_distributed
     from cme295lab.parallel.pool import shutdown_pool
+    from cme295lab.parallel.weighting import token_scale
     from cme295lab.parallel.worker import report_progress
+    from cme295lab.parallel.zero import ZeroOptimizer
     from cme295lab.parallel.zero3 import FullyShardedModel
 
 # Public name -> the module that it lives in; one line a name, here, above and in __all__.
@@ -33,8 +41,11 @@ _HOME = {
     "CheckpointError": "checkpoint_files",
     "CollectiveMismatch": "consistency",
     "CommLedger": "comm_ledger",
+    "DataParallel": "data_parallel",
     "DistributedError": "blame",
     "FullyShardedModel": "zero3",
+    "NonFiniteGradients": "gradient_health",
+    "ZeroOptimizer": "zero",
     "checked": "consistency",
     "consolidate": "checkpoint",
     "consolidate_optimizer": "checkpoint",
@@ -44,14 +55,18 @@ _HOME = {
     "run_distributed": "launcher",
     "save_sharded": "checkpoint",
     "shutdown_pool": "pool",
+    "token_scale": "weighting",
 }
 
 __all__ = [
     "CheckpointError",
     "CollectiveMismatch",
     "CommLedger",
+    "DataParallel",
     "DistributedError",
     "FullyShardedModel",
+    "NonFiniteGradients",
+    "ZeroOptimizer",
     "checked",
     "consolidate",
     "consolidate_optimizer",
@@ -61,6 +76,7 @@ __all__ = [
     "run_distributed",
     "save_sharded",
     "shutdown_pool",
+    "token_scale",
 ]
 
 
