@@ -176,7 +176,7 @@ def judge_same_calls(ranks: Sequence[RankFacts]) -> Outcome:
     difference = first_mismatch({facts.rank: [call.text for call in facts.collectives] for facts in ranks})
     if not difference:
         return Outcome(name="")
-    return Outcome(name="", kind=Kind.WRONG_VALUE, difference=difference, cause=_DIFFERENT_PLACES)
+    return Outcome(name="", kind=Kind.RANKS_DISAGREE, difference=difference, cause=_DIFFERENT_PLACES)
 
 
 def first_mismatch(calls: Mapping[int, Sequence[str]]) -> str:
@@ -197,16 +197,16 @@ def _explain(error: DistributedError, signs: Signs, num_ranks: int, deadlock: st
     """Why the ranks did not return: what they have written down tells more than the error of the launcher."""
     errors, mismatch = signs.errors(), first_mismatch(signs.collectives())
     places = "; ".join(f"rank {rank} {place}" for rank, place in sorted(error.failures.items()))
+    if mismatch:  # whether it hangs, crashes or gives wrong numbers is a matter of luck
+        return StudentError(Kind.RANKS_DISAGREE, mismatch, _DIFFERENT_PLACES)
     if str(error).startswith("deadlock"):
         cause = deadlock or _cause_of_deadlock(list(error.failures.values()), num_ranks)
-        return StudentError(Kind.DEADLOCK, "; ".join(filter(None, ["nobody can go on", mismatch, places])), cause)
+        return StudentError(Kind.DEADLOCK, f"nobody can go on: {places}", cause)
     if str(error).startswith("no end"):
         cause = "does every loop advance its index, and does it end?"
         return StudentError(Kind.TIMED_OUT, f"stopped: {places}", cause)
     if errors and not errors[0].is_connection_lost:
         return errors[0].error
-    if mismatch:
-        return StudentError(Kind.CRASHED, mismatch, _DIFFERENT_PLACES)
     first_line = str(error).partition("\n")[0]
     return StudentError(Kind.CRASHED, first_line, _SIZES_DIFFER if "SIGABRT" in first_line else "")
 

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 from cme295lab.grading.observe import Observation
 from cme295lab.grading.result import Kind, Outcome
 
+_NOT_AGAIN = (Kind.TIMED_OUT, Kind.DEADLOCK, Kind.RANKS_DISAGREE, Kind.NOT_ALLOWED)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Property:
@@ -83,7 +85,7 @@ class Exercise:
 def judge_all(properties: Iterable[Property], student: Any) -> tuple[Outcome, ...]:
     """Judge the student's code on every property, in order.
 
-    Code that ran out of time, deadlocked or used something forbidden is not run again: the rest is not judged.
+    Code that ran out of time, hung or may hang, or used something forbidden is not run again: the rest is not judged.
     """
     outcomes: list[Outcome] = []
     failed: set[str] = set()
@@ -95,7 +97,7 @@ def judge_all(properties: Iterable[Property], student: Any) -> tuple[Outcome, ..
             outcome = Outcome(name=item.name, kind=Kind.NOT_JUDGED, cause=reason)
         else:
             outcome = _judge(item, item.observe(student))
-            if outcome.kind in (Kind.TIMED_OUT, Kind.DEADLOCK, Kind.NOT_ALLOWED):
+            if outcome.kind in _NOT_AGAIN:
                 stop = f"the code was not run again after: {outcome.kind}"
         if not outcome.passed:
             failed.add(item.name)

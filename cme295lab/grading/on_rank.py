@@ -157,7 +157,7 @@ class Probe:
         """Tell the other ranks that this one has come so far."""
         self._signs.write(f"signal.{name}", self.rank, {})
 
-    def wait_for(self, name: str, rank: int, limit_s: float = 2.0) -> bool:
+    def wait_for(self, name: str, rank: int, limit_s: float = 5.0) -> bool:
         """Wait until another rank has come so far.
 
         Args:

@@ -26,6 +26,7 @@ class Kind(StrEnum):
     NOT_OVERLAPPED = "not overlapped"
     NOT_SHARDED = "not sharded"
     DEADLOCK = "deadlock"
+    RANKS_DISAGREE = "ranks disagree"
     RACE = "programs race"
     NOT_PARALLEL = "not parallel"
     NOT_ALLOWED = "not allowed"

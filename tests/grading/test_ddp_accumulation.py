@@ -169,7 +169,7 @@ WRONG = [
         "            self.missing[index] -= 1\n"
         "            if self.missing[index] == 0:\n"
         "                self.send(self.buckets[index])\n",
-        kind=Kind.CRASHED,
+        kind=Kind.RANKS_DISAGREE,
         says=("all_reduce of", "on rank 1", "in the same order"),
         at_most=0.6,
     ),

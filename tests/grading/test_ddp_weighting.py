@@ -108,7 +108,7 @@ WRONG = [
         "another order on rank 1",
         LOOP,
         "    for parameter in sorted(model.parameters(), key=torch.numel, reverse=dist.get_rank() == 1):\n",
-        kind=Kind.CRASHED,
+        kind=Kind.RANKS_DISAGREE,
         says=(
             "call number 2 is all_reduce of 64 bytes on rank 0, and all_reduce of 2,560 bytes on rank 1",
             "same order",

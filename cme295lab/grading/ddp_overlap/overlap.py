@@ -1,8 +1,8 @@
 """Part 2: buckets whose all-reduce starts while backward still runs.
 
 One rank starts backward only when rank 0 has ended it. If rank 0's hooks wait for their messages, it never gets that
-far (after two seconds the late rank starts all the same); and if `finish` does not wait, it reads gradients that cannot
-have arrived. So both mistakes show in every run, however fast the machine is.
+far (after five seconds the late rank starts all the same); and if `finish` does not wait, it reads gradients that
+cannot have arrived. So both mistakes show in every run, however fast the machine is.
 """
 
 from __future__ import annotations
