@@ -19,8 +19,16 @@ POINTS = {
     "ring_all_reduce": {"scatter_check": 4.0, "mean_check": 5.0, "cost_check": 4.0},
     "ddp_overlap": {"weighting_check": 3.0, "overlap_check": 6.0, "accumulation_check": 5.0},
     "training_memory": {"states_check": 3.0, "activations_check": 3.0, "checkpoint_check": 5.0, "plan_check": 4.0},
+    "zero_sharding": {"shards_check": 3.0, "optimizer_check": 5.0, "linear_check": 6.0},
 }
-NUM_STUBS = {"flash_attention": 5, "kernel_clinic": 6, "ring_all_reduce": 6, "ddp_overlap": 8, "training_memory": 5}
+NUM_STUBS = {
+    "flash_attention": 5,
+    "kernel_clinic": 6,
+    "ring_all_reduce": 6,
+    "ddp_overlap": 8,
+    "training_memory": 5,
+    "zero_sharding": 7,
+}
 every_topic = pytest.mark.parametrize("topic", POINTS)
 
 
