@@ -63,6 +63,8 @@ def tensors_of(runs: Sequence[HeldRun]) -> dict[str, Tensor]:
                         f"weights have {tuple(run.tensor.shape)}; only states like the weights, or single numbers, "
                         "can be cut into pieces"
                     )
+                else:
+                    value = value.clone()  # files hold no tensor twice
                 tensors[key_of(kind, piece.name, piece.start)] = value.detach()
     return tensors
 

@@ -46,6 +46,7 @@ from cme295lab.parallel.sharded_parameters import ShardedParameters
 from cme295lab.parallel.sharded_unit import ShardedUnit, assign_parameters, find_units
 from cme295lab.parallel.tensor_checks import resolve_group
 from cme295lab.parallel.unit_schedule import UnitSchedule
+from cme295lab.parallel.weighting import token_scale
 
 
 class FullyShardedModel(nn.Module):
@@ -148,6 +149,10 @@ class FullyShardedModel(nn.Module):
             yield
         finally:
             self._schedule.is_syncing = before
+
+    def token_scale(self, num_tokens: int) -> float:
+        """What to multiply this rank's summed loss with, for the mean over all tokens; see `weighting.token_scale`."""
+        return token_scale(num_tokens, group=self.group)
 
     @contextlib.contextmanager
     def gathered(self, *, write: bool = False) -> Iterator[nn.Module]:

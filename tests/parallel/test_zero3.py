@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cme295lab.memory import MemoryTimeline
-from cme295lab.parallel import CommLedger, FullyShardedModel, run_distributed, transport
+from cme295lab.parallel import CommLedger, DataParallel, FullyShardedModel, ZeroOptimizer, run_distributed, transport
 from cme295lab.parallel.zero3_optimizer import FullyShardedOptimizer
 from cme295lab.transformer import DecoderLM, ModelConfig
 
@@ -372,3 +372,61 @@ def test_bytes_per_rank_and_on_the_wire_equal_the_formulas(num_ranks: int) -> No
         # a layer computes with its own weights and, in forward, the root's, which is freed early in backward
         assert fact["gathered"] == {"forward": [2] * config.num_layers, "backward": [1] * config.num_layers}
         assert fact["sent"] == 3 * padded * (num_ranks - 1) / num_ranks
+
+
+def _train(
+    model: nn.Module, make: Callable[..., tuple[Any, Any]], *, max_norm: float = 0.0, num_steps: int = 20
+) -> tuple[list[float], dict[str, Tensor]]:
+    """Steps with two parameter groups, a schedule, and batches of which each rank counts other tokens."""
+    decayed = [p for name, p in model.named_parameters() if p.dim() > 1]
+    others = [p for name, p in model.named_parameters() if p.dim() < 2]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0, "lr": 3e-3}]
+    wrapped, optimizer = make(model, groups)
+    clipping = optimizer if hasattr(optimizer, "clip_grad_norm_") else wrapped
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + step))
+    losses = []
+    for step in range(num_steps):
+        tokens, targets = _batch(step)
+        targets[:, : 1 + 2 * dist.get_rank()] = -100
+        scale = wrapped.token_scale(int((targets != -100).sum()))
+        logits = wrapped(tokens).flatten(0, 1).float()
+        loss = nn.functional.cross_entropy(logits, targets.flatten(), reduction="sum") * scale
+        loss.backward()
+        if max_norm:
+            clipping.clip_grad_norm_(max_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        schedule.step()
+        losses.append(loss.item())
+    weights = wrapped.state_dict() if isinstance(wrapped, FullyShardedModel) else model.state_dict()
+    return losses, {name: value.clone() for name, value in weights.items()}
+
+
+def _training_ends_where_data_parallelism_ends() -> None:
+    def plain(model: nn.Module, groups: list[dict[str, Any]]) -> tuple[Any, Any]:
+        return DataParallel(model), torch.optim.AdamW(groups, lr=1e-2)
+
+    def sharded(model: nn.Module, groups: list[dict[str, Any]], **options: Any) -> tuple[Any, Any]:
+        wrapped = FullyShardedModel(model, **options)
+        return wrapped, ZeroOptimizer(wrapped, torch.optim.AdamW, stage=3, param_groups=groups, lr=1e-2)
+
+    first = DecoderLM(_config(tied_head=True))
+    losses, weights = _train(copy.deepcopy(first), plain)
+    found_losses, found = _train(copy.deepcopy(first), sharded)
+    assert found_losses == losses
+    assert all(torch.equal(found[name], weights[name]) for name in weights)
+
+    _, clipped = _train(copy.deepcopy(first), plain, max_norm=0.5, num_steps=4)
+    _, found = _train(copy.deepcopy(first), sharded, max_norm=0.5, num_steps=4)
+    for name, value in clipped.items():  # the norm's squares are added up in another order
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-6)
+        assert not torch.equal(value, weights[name])
+
+    rounding = torch.finfo(torch.bfloat16).eps
+    in_bf16, _ = _train(copy.deepcopy(first), partial(sharded, compute_dtype=torch.bfloat16), num_steps=4)
+    torch.testing.assert_close(torch.tensor(in_bf16), torch.tensor(losses[:4]), rtol=4 * rounding, atol=4 * rounding)
+    assert in_bf16 != losses[:4]
+
+
+def test_training_ends_bit_for_bit_where_data_parallelism_ends() -> None:
+    run_distributed(_training_ends_where_data_parallelism_ends, 4, timeout_s=120.0)
