@@ -28,7 +28,7 @@ class NonFiniteGradients(RuntimeError):
 @torch.no_grad()
 def square_sum(gradients: Iterable[Tensor]) -> float:
     """The sum of the squares of all elements, in float64, without a float64 copy of everything."""
-    parts = [part.double().square_().sum() for each in gradients for part in each.reshape(-1).split(_BLOCK_ELEMENTS)]
+    parts = [part.double().square().sum() for each in gradients for part in each.reshape(-1).split(_BLOCK_ELEMENTS)]
     return float(torch.stack(parts).sum()) if parts else 0.0
 
 
