@@ -23,7 +23,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cme295lab.parallel.blame import DistributedError
     from cme295lab.parallel.calls import ledger_tag
-    from cme295lab.parallel.checkpoint import consolidate, consolidate_optimizer, load_sharded, save_sharded
+    from cme295lab.parallel.checkpoint import (
+        consolidate,
+        consolidate_optimizer,
+        consolidated_state_dict,
+        load_sharded,
+        save_sharded,
+    )
     from cme295lab.parallel.checkpoint_files import CheckpointError
     from cme295lab.parallel.comm_ledger import CommLedger
     from cme295lab.parallel.consistency import CollectiveMismatch, checked
@@ -49,6 +55,7 @@ _HOME = {
     "checked": "consistency",
     "consolidate": "checkpoint",
     "consolidate_optimizer": "checkpoint",
+    "consolidated_state_dict": "checkpoint",
     "ledger_tag": "calls",
     "load_sharded": "checkpoint",
     "report_progress": "worker",
@@ -70,6 +77,7 @@ __all__ = [
     "checked",
     "consolidate",
     "consolidate_optimizer",
+    "consolidated_state_dict",
     "ledger_tag",
     "load_sharded",
     "report_progress",

@@ -171,7 +171,7 @@ def load_sharded(directory: str | os.PathLike[str], optimizer: Saveable) -> Resu
     manifest = _on_this_rank_of_all(read, group, doing=f"reading {directory}")
 
     def fill() -> list[dict[str, Tensor]]:
-        reader = PieceReader(directory, manifest)
+        reader = PieceReader.of_checkpoint(directory, manifest)
         buffers = _buffers(optimizer.model)
         for name, value in reader.buffers():
             buffers[name].copy_(value)
@@ -205,7 +205,7 @@ def consolidate(directory: str | os.PathLike[str]) -> dict[str, Tensor]:
     manifest = read_manifest(directory)
     for entry in manifest.files:
         check_file(directory, entry)
-    reader = PieceReader(directory, manifest)
+    reader = PieceReader.of_checkpoint(directory, manifest)
     values = {entry.name: reader.whole(entry, WEIGHT) for entry in manifest.parameters}
     values.update(reader.buffers())
     values.update({alias: values[name] for alias, name in manifest.aliases.items()})
@@ -228,15 +228,37 @@ def consolidate_optimizer(directory: str | os.PathLike[str]) -> dict[str, Any]:
     manifest = read_manifest(directory)
     for entry in manifest.files:
         check_file(directory, entry)
-    reader = PieceReader(directory, manifest)
-    entries = {entry.name: entry for entry in manifest.parameters}
-    numbers = {name: number for number, name in enumerate(n for group in manifest.groups for n in group["params"])}
+    reader = PieceReader.of_checkpoint(directory, manifest)
+    return _plain_states(manifest.parameters, manifest.groups, reader)
+
+
+def consolidated_state_dict(optimizer: Saveable) -> dict[str, Any]:
+    """Put the states of all ranks together, on every rank; all ranks call it together.
+
+    Args:
+        optimizer: the sharded optimizer.
+
+    Returns:
+        What the plain torch optimizer's `load_state_dict` takes, as `consolidate_optimizer` gives it.
+    """
+    held: list[Any] = [None] * optimizer.process_group.size()
+    dist.all_gather_object(held, tensors_of(_trained_runs(optimizer)), group=optimizer.process_group)
+    parameters, _ = _describe(optimizer.model)
+    return _plain_states(parameters, _groups(optimizer), PieceReader.of_ranks(held))
+
+
+def _plain_states(
+    parameters: Sequence[ParameterEntry], groups: Sequence[Mapping[str, Any]], reader: PieceReader
+) -> dict[str, Any]:
+    """States in the layout of a torch optimizer: parameters are numbered, group by group."""
+    entries = {entry.name: entry for entry in parameters}
+    numbers = {name: number for number, name in enumerate(name for group in groups for name in group["params"])}
     state = {
         number: {kind: reader.whole(entries[name], kind) for kind in reader.kinds(name)}
         for name, number in numbers.items()
     }
-    groups = [{**group, "params": [numbers[name] for name in group["params"]]} for group in manifest.groups]
-    return {"state": {number: kinds for number, kinds in state.items() if kinds}, "param_groups": groups}
+    numbered = [{**group, "params": [numbers[name] for name in group["params"]]} for group in groups]
+    return {"state": {number: kinds for number, kinds in state.items() if kinds}, "param_groups": numbered}
 
 
 def _trained_runs(optimizer: Saveable) -> list[HeldRun]:
@@ -265,10 +287,6 @@ def _frozen_runs(optimizer: Saveable) -> list[HeldRun]:
 
 def _manifest(optimizer: Saveable, *, step: int, files: tuple[FileEntry, ...], extra: Mapping[str, Any]) -> Manifest:
     parameters, aliases = _describe(optimizer.model)
-    groups = tuple(
-        {**{key: value for key, value in options.items() if key != "params"}, "params": list(names)}
-        for options, names in zip(optimizer.optimizer.param_groups, optimizer.group_names(), strict=True)
-    )
     return Manifest(
         step=step,
         world_size=optimizer.process_group.size(),
@@ -277,10 +295,18 @@ def _manifest(optimizer: Saveable, *, step: int, files: tuple[FileEntry, ...], e
         aliases=aliases,
         keys=tuple(optimizer.model.state_dict()),
         optimizer=_class_name(optimizer),
-        groups=groups,
+        groups=tuple(_groups(optimizer)),
         files=files,
         extra=extra,
     )
+
+
+def _groups(optimizer: Saveable) -> list[dict[str, Any]]:
+    """The options of each parameter group, and under "params" its names."""
+    return [
+        {**{key: value for key, value in options.items() if key != "params"}, "params": list(names)}
+        for options, names in zip(optimizer.optimizer.param_groups, optimizer.group_names(), strict=True)
+    ]
 
 
 def _describe(model: nn.Module) -> tuple[tuple[ParameterEntry, ...], dict[str, str]]:

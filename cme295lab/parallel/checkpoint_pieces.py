@@ -7,7 +7,7 @@ with every piece. A buffer is called `buffer|name|0`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -70,22 +70,45 @@ def tensors_of(runs: Sequence[HeldRun]) -> dict[str, Tensor]:
 
 
 class PieceReader:
-    """Reads any part of any parameter from a checkpoint's files, whatever pieces they hold.
+    """Reads any part of any parameter, whatever pieces there are.
 
     Args:
-        directory: of the checkpoint.
-        manifest: its manifest.
+        where: what they are read from, for errors.
+        pieces: file -> (parameter, start, stop) of all pieces in it.
+        open_file: gives what is in a file: `keys`, `get_tensor` and `get_slice`, as safetensors has them.
     """
 
-    def __init__(self, directory: Path, manifest: Manifest) -> None:
-        self._directory = directory
-        self._manifest = manifest
+    def __init__(
+        self, where: str, pieces: Mapping[str, Sequence[tuple[str, int, int]]], open_file: Callable[[str], Any]
+    ) -> None:
+        self._where = where
+        self._names = list(pieces)
+        self._open_file = open_file
         self._files: dict[str, Any] = {}
         self._keys: dict[str, set[str]] = {}
         self._pieces: dict[str, list[tuple[int, int, str]]] = {}
-        for entry in manifest.files:
-            for name, start, stop in entry.pieces:
-                self._pieces.setdefault(name, []).append((start, stop, entry.name))
+        for file, held in pieces.items():
+            for name, start, stop in held:
+                self._pieces.setdefault(name, []).append((start, stop, file))
+
+    @classmethod
+    def of_checkpoint(cls, directory: Path, manifest: Manifest) -> PieceReader:
+        """Reads the files of a checkpoint, only those that are asked for."""
+        from safetensors import safe_open
+
+        pieces = {entry.name: entry.pieces for entry in manifest.files}
+        return cls(str(directory), pieces, lambda file: safe_open(directory / file, framework="pt"))
+
+    @classmethod
+    def of_ranks(cls, tensors: Sequence[Mapping[str, Tensor]]) -> PieceReader:
+        """Reads what ranks have sent: for each of them its tensors by key."""
+        pieces: dict[str, list[tuple[str, int, int]]] = {}
+        for rank, held in enumerate(tensors):
+            weights = [key.split("|") for key in held if key.startswith(f"{WEIGHT}|")]
+            pieces[str(rank)] = [
+                (name, int(at), int(at) + held[key_of(WEIGHT, name, int(at))].numel()) for _, name, at in weights
+            ]
+        return cls("the ranks", pieces, lambda file: _InMemory(tensors[int(file)]))
 
     def kinds(self, name: str) -> list[str]:
         """The states that there are of a parameter."""
@@ -113,8 +136,8 @@ class PieceReader:
             position = min(stop, last)
         if position < stop:
             raise CheckpointError(
-                f"{self._directory} holds no elements {position} to {stop} of {name} ({kind}); the manifest lacks a "
-                "file, so use an older checkpoint"
+                f"{self._where} holds no elements {position} to {stop} of {name} ({kind}); a file is missing in "
+                "the manifest, so use an older checkpoint"
             )
         return torch.cat(parts)
 
@@ -141,13 +164,13 @@ class PieceReader:
             for piece in run.pieces:
                 if kind not in self.kinds(piece.name):
                     raise CheckpointError(
-                        f"{self._directory}: {piece.name} has no state {kind!r}, {run.pieces[0].name} has"
+                        f"{self._where}: {piece.name} has no state {kind!r}, {run.pieces[0].name} has"
                     )
                 value = self.read(piece.name, kind, piece.start, piece.stop)
                 if not value.dim():
                     if kind in states and not torch.equal(states[kind], value):
                         raise CheckpointError(
-                            f"{self._directory}: state {kind!r} is {value.item()} for {piece.name} and "
+                            f"{self._where}: state {kind!r} is {value.item()} for {piece.name} and "
                             f"{states[kind].item()} for {run.pieces[0].name}, which are updated together here"
                         )
                     states[kind] = value
@@ -159,17 +182,42 @@ class PieceReader:
 
     def buffers(self) -> Iterator[tuple[str, Tensor]]:
         """The model's buffers."""
-        for entry in self._manifest.files:
-            file = self._open(entry.name)
-            for key in self._keys[entry.name]:
+        for name_of_file in self._names:
+            file = self._open(name_of_file)
+            for key in self._keys[name_of_file]:
                 kind, name, _ = key.split("|")
                 if kind == BUFFER:
                     yield name, file.get_tensor(key)
 
     def _open(self, file: str) -> Any:
         if file not in self._files:
-            from safetensors import safe_open
-
-            self._files[file] = safe_open(self._directory / file, framework="pt")
+            self._files[file] = self._open_file(file)
             self._keys[file] = set(self._files[file].keys())
         return self._files[file]
+
+
+class _Slice:
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+
+    def get_shape(self) -> list[int]:
+        return list(self._tensor.shape)
+
+    def __getitem__(self, part: slice) -> Tensor:
+        return self._tensor[part]
+
+
+class _InMemory:
+    """Tensors by key, with the methods of a safetensors file."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = tensors
+
+    def keys(self) -> list[str]:
+        return list(self._tensors)
+
+    def get_tensor(self, key: str) -> Tensor:
+        return self._tensors[key]
+
+    def get_slice(self, key: str) -> _Slice:
+        return _Slice(self._tensors[key])

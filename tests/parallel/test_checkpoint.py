@@ -22,6 +22,7 @@ from cme295lab.parallel import (
     checkpoint,
     consolidate,
     consolidate_optimizer,
+    consolidated_state_dict,
     load_sharded,
     run_distributed,
     save_sharded,
@@ -80,6 +81,10 @@ def _save(directory: Path, stage: int, num_steps: int = 3, more_steps: int = 0) 
     _train(wrapped, optimizer, 0, num_steps)
     model.counter.fill_(num_steps)
     save_sharded(directory, optimizer, step=num_steps, extra={"seen": [1, 2]})
+    live, saved = consolidated_state_dict(optimizer), consolidate_optimizer(directory)
+    assert str(live["param_groups"]).replace("(", "[").replace(")", "]") == str(saved["param_groups"])  # JSON's tuples
+    for number, state in saved["state"].items():
+        _assert_equal(live["state"][number], state)
     return _train(wrapped, optimizer, num_steps, more_steps)
 
 
