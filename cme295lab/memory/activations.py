@@ -8,7 +8,7 @@ k the widths of all queries and of all keys, f = mlp_dim, a heads, and e bytes p
     norm (two)           its input, and per token 1 number (RMSNorm, fp32) or 2 (LayerNorm) e sbh + 4 sb
     query, key, value    their common input                                                 e sbh
     core, flash          Q, K, V, the log-sum-exp of each row                               e sb(q + 2k) + 4 sba
-    core, standard       Q, K, V (one per query head), the probabilities                    3e sbq + e as²b
+    core, standard       Q, K, V (one per query head), the probabilities                    3e sbq + e as²b + 8
       with dropout       also a mask of one byte, and the probabilities after it            (1 + e) as²b
     out                  its input                                                          e sbq
     SwiGLU               gate before and after SiLU, up, their product                      4e sbf
@@ -44,6 +44,7 @@ from cme295lab.memory.shapes import local_kv_dim
 
 INDEX_BYTES = 8  # torch's int64
 STATISTIC_BYTES = 4  # fp32
+NUMBER_BYTES = 8  # a Python number that takes part in a derivative is kept as an fp64 tensor
 Scope = Literal["block input", "core", "core input", "block", "outside"]
 
 
@@ -155,6 +156,7 @@ def _core(setting: TrainingSetting, z: Sizes) -> list[SavedTensor]:
     rows = [
         SavedTensor(operator="core (standard)", what="Q, K, V of each query head", num_bytes=3 * e * z.query,
                     formula="3e·sbq", scope="core"),
+        SavedTensor(operator="core (standard)", what="scale", num_bytes=NUMBER_BYTES, formula="8", scope="core"),
         SavedTensor(operator="core (standard)", what="probabilities", num_bytes=e * z.scores,
                     formula="e·as²b", scope="core"),
     ]  # fmt: skip

@@ -6,28 +6,30 @@ through the backward pass, while gradients come; the optimizer runs when the act
     loss              all activations, and two tensors of the logits' size: the gradients of the loss with respect to
                       log-probabilities and logits
     head              all activations but the log-probabilities; gradients of the logits, of the head and of its input
-    last layer        the activations of all layers, what recomputation brings back, and the backward pass within a
-    layer embedding         no activations; the gradient of the embedding on its way into its buffer (a tied one has
-    two) optimizer         no activations; what the optimizer computes on the way
-
-Within a layer, the largest of: an MLP product's gradients (input, weight), the gradients around SwiGLU's product, or,
-with standard attention, the gradients of the scores and of the probabilities together with what is left of the layer.
+    last norm         all activations but those of the head; what the norm computes on the way back
+    last layer        the activations of all layers, what recomputation brings back, and the gradients within an MLP
+    last attention    past the MLP, with "standard" attention: gradients of probabilities and scores
+    first layer,      the same with one layer left: the peak where gradients are not kept, but come while activations go
+    first attention
+    positions,        no activations; the gradients of the tables on the way into their buffers; a tied one has two
+    embedding         parts, and their sum
+    optimizer         no activations; what the optimizer computes on the way
 
 Distributed runs add temporaries of their own: DDP and ZeRO reduce gradients in buckets; ZeRO-2 and 3 have the
 gradients of a layer whole until they are reduced; ZeRO-3 gathers the weights of a layer, and of the next one ahead of
 time.
 
-Source: derived from torch's derivatives; held against measured steps in `tests/memory/test_compare.py`.
+Source: derived from torch's derivatives; held against measured steps in `tests/memory/test_comparison.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from cme295lab.memory import activations, korthikanti
-from cme295lab.memory.activations import SavedTensor, sizes_of, total
+from cme295lab.memory.activations import STATISTIC_BYTES, SavedTensor, sizes_of, total
 from cme295lab.memory.setting import TrainingSetting
 from cme295lab.memory.shapes import layers_of_stage, share_done, stage_counts
 
@@ -79,8 +81,6 @@ def moments_of(setting: TrainingSetting) -> tuple[Moment, ...]:
     layers, outside = layers_activations(setting), activations.outer_activations(setting)
     early = tuple(row for row in outside if row.operator in _BEFORE_LAYERS)
     sharding, waiting = tuple(_distributed(setting)), tuple(_tied_head(setting))
-    largest, after_mlp = _within_layer(setting)
-    within = (*_recomputed(setting), largest, *waiting, *sharding)
     found = []
 
     def add(name: str, kept: tuple[SavedTensor, ...], temporaries: Iterable[Temporary], share: Fraction) -> None:
@@ -91,10 +91,17 @@ def moments_of(setting: TrainingSetting) -> tuple[Moment, ...]:
         rest = tuple(row for row in outside if row.operator != "cross-entropy")
         add("loss", layers + outside, (*_loss(setting), *sharding), Fraction(0))
         add("head", layers + rest, (*_head(setting), *sharding), Fraction(0))
+        last_norm = tuple(row for row in rest if row.operator == "last norm")
+        done = share_done(config, split, config.num_layers, False)
+        add("last norm", layers + early + last_norm, (*_norm(setting), *waiting, *sharding), done)
     stage = layers_of_stage(config, split)
-    for name, kept, layer in (("last layer", layers, stage[-1]),
-                              ("first layer", activations.kept_activations(setting), stage[0])):  # fmt: skip
-        add(name, kept + early, within, share_done(config, split, layer, after_mlp))
+    for name, kept, layer in (("last", layers, stage[-1]),
+                              ("first", activations.kept_activations(setting), stage[0])):  # fmt: skip
+        done = share_done(config, split, layer, False)
+        add(f"{name} layer", kept + early, (*_recomputed(setting), *_mlp(setting), *waiting, *sharding), done)
+        if setting.attention == "standard":
+            done = share_done(config, split, layer, True)
+            add(f"{name} attention", _past_mlp(kept, setting) + early, (*_core(setting), *waiting, *sharding), done)
     if split.pipeline_rank == 0:
         tokens = -(-config.vocab_size // split.tensor) * config.dim
         if config.position == "learned":
@@ -134,6 +141,19 @@ def _head(setting: TrainingSetting) -> Iterator[Temporary]:
     yield Temporary(what="gradient of the head", num_bytes=e * vocab * config.dim, formula="e·Vh")
 
 
+def _norm(setting: TrainingSetting) -> Iterator[Temporary]:
+    """RMSNorm's backward pass is written in fp32: its input, the gradient, their product and the result."""
+    z = sizes_of(setting)
+    if setting.config.norm == "layernorm":
+        yield Temporary(
+            what="gradients around the last norm", num_bytes=2 * z.element_bytes * z.whole, formula="2e·sbh"
+        )
+        return
+    incoming = 0 if z.element_bytes >= STATISTIC_BYTES else z.element_bytes  # else it is the gradient itself
+    yield Temporary(what="backward pass of the last norm", num_bytes=(4 * STATISTIC_BYTES + incoming) * z.whole,
+                    formula=f"({incoming} + 4 × 4)·sbh")  # fmt: skip
+
+
 def _tied_head(setting: TrainingSetting) -> Iterator[Temporary]:
     """The head's share of a tied gradient waits for the embedding's before both go into the buffer."""
     config, split = setting.config, setting.parallel
@@ -168,23 +188,46 @@ def _recomputed(setting: TrainingSetting) -> Iterator[Temporary]:
         yield Temporary(what="recomputed layer", num_bytes=num_bytes, formula="its activations but the input")
 
 
-def _within_layer(setting: TrainingSetting) -> tuple[Temporary, bool]:
-    """The backward pass within a layer at its largest, beyond all activations; and whether that is after the MLP."""
+def _mlp(setting: TrainingSetting) -> Iterator[Temporary]:
+    """The backward pass of the last product of an MLP, or of SwiGLU's product."""
     z, config = sizes_of(setting), setting.config
     e = z.element_bytes
     matrix = e * stage_counts(config, setting.parallel).largest_in_mlp
-    found = [(e * (z.whole + z.inner) + matrix, "e·(sbh + sbf + hf)", False)]
+    found = [(e * (z.whole + z.inner) + matrix, "e·(sbh + sbf + hf)")]
     if config.mlp == "swiglu":
-        found.append((e * (z.whole + 2 * z.inner), "e·(sbh + 2sbf)", False))
-    if setting.attention == "standard":
-        mlp = total(row for row in activations.block_activations(setting) if row.operator.startswith("MLP"))
-        again = activations.recomputed_bytes(setting) if setting.recompute == "selective" else 0
-        count = 1 if config.dropout else 2  # the probabilities after dropout are gone by then
-        num_bytes = e * (z.whole - z.query + count * z.scores) + again - mlp
-        recomputed = " + core" if again else ""
-        found.append((num_bytes, f"e·(sbh - sbq + {count}as²b){recomputed} - MLP", True))
-    largest, formula, after_mlp = max(found)
-    return Temporary(what="backward pass within a layer", num_bytes=largest, formula=formula), after_mlp
+        found.append((e * (z.whole + 2 * z.inner), "e·(sbh + 2sbf)"))
+    num_bytes, formula = max(found)
+    yield Temporary(what="gradients within an MLP", num_bytes=num_bytes, formula=formula)
+
+
+def _is_past(row: SavedTensor) -> bool:
+    return row.operator.startswith("MLP") or row.operator in ("dropout", "out")
+
+
+def _past_mlp(rows: tuple[SavedTensor, ...], setting: TrainingSetting) -> tuple[SavedTensor, ...]:
+    """The rows without what one layer kept for its MLP, its dropout and its output projection."""
+    if setting.recompute == "full":
+        return rows
+    one = {(row.operator, row.what): row.num_bytes for row in activations.kept_activations(setting) if _is_past(row)}
+    left = (replace(row, num_bytes=row.num_bytes - one.get((row.operator, row.what), 0)) for row in rows)
+    return tuple(row for row in left if row.num_bytes > 0)
+
+
+def _core(setting: TrainingSetting) -> Iterator[Temporary]:
+    """The backward pass of standard attention: first of the product with V, then of the softmax."""
+    z = sizes_of(setting)
+    e = z.element_bytes
+    again = activations.recomputed_bytes(setting)
+    if setting.recompute == "full":
+        again -= total(row for row in activations.block_activations(setting) if _is_past(row))
+    if again:
+        yield Temporary(what="recomputed", num_bytes=again, formula="what attention keeps, of one layer")
+    found = [(e * (z.whole + 3 * z.query + z.scores), "e·(sbh + 3sbq + as²b)")]
+    # At the softmax, V is gone, and with dropout the probabilities after it.
+    count = 1 if setting.config.dropout else 2
+    found.append((e * (z.whole + count * z.scores), f"e·(sbh + {count}as²b)"))
+    num_bytes, formula = max(found)
+    yield Temporary(what="gradients within attention", num_bytes=num_bytes, formula=formula)
 
 
 def _distributed(setting: TrainingSetting) -> Iterator[Temporary]:
@@ -208,17 +251,18 @@ def _optimizer(setting: TrainingSetting) -> Iterator[Temporary]:
     if setting.step == "fused" or setting.offload_states:
         return
     policy, split = setting.policy, setting.parallel
-    counts = stage_counts(setting.config, split)
+    counts, loop = stage_counts(setting.config, split), setting.step == "loop"
+    where = "the largest tensor" if loop else "all tensors"
+    elements = counts.largest if loop else counts.total
     shards = split.num_shards if split.zero_stage >= 1 else 1
-    elements = -(-(counts.total if setting.step == "foreach" else counts.largest) // shards)
-    where = "all tensors" if setting.step == "foreach" else "the largest tensor"
     if policy.masters and policy.masters != policy.gradients:
-        yield Temporary(what="gradients in the format of the masters", num_bytes=policy.master_bytes * elements,
-                        formula=where)  # fmt: skip
-    if setting.optimizer.startswith("adam"):
-        roots = 1 if setting.step == "foreach" else 2  # a loop divides the root into a second tensor
-        yield Temporary(what="root of the mean square", num_bytes=roots * policy.state_bytes * elements,
-                        formula=f"{roots} × {where}")  # fmt: skip
+        yield Temporary(what="gradients in the format of the masters", formula=where,
+                        num_bytes=policy.master_bytes * -(-elements // shards))  # fmt: skip
+    if setting.optimizer.startswith("ada"):
+        if loop and setting.optimizer != "adafactor":  # Adam divides the root into a second tensor
+            elements = 2 * counts.largest if policy.masters else counts.largest_in_loop
+        yield Temporary(what="root of the mean square", formula=where,
+                        num_bytes=policy.state_bytes * -(-elements // shards))  # fmt: skip
 
 
 def _ceil(value: Fraction | int) -> int:

@@ -82,6 +82,8 @@ class StageCounts:
     Attributes:
         total: elements of all of them.
         largest: elements of the largest.
+        largest_in_loop: elements that an Adam in a loop over tensors holds, at most: the root and its quotient, and the
+            quotient of the tensor before.
         largest_in_mlp: elements of the largest matrix of an MLP.
         largest_layer: elements of the layer that has the most.
         num_layers: layers.
@@ -89,6 +91,7 @@ class StageCounts:
 
     total: int
     largest: int
+    largest_in_loop: int
     largest_in_mlp: int
     largest_layer: int
     num_layers: int
@@ -98,13 +101,15 @@ class StageCounts:
 def stage_counts(config: ModelConfig, parallel: ParallelConfig) -> StageCounts:
     """Sums over the parameters that one rank computes with; remembered, because searches ask for them often."""
     shapes = parameter_shapes(config, parallel)
+    counts = [shape.num_elements for shape in shapes]
     layers: dict[int, int] = {}
     for shape in shapes:
         if shape.layer is not None:
             layers[shape.layer] = layers.get(shape.layer, 0) + shape.num_elements
     return StageCounts(
-        total=sum(shape.num_elements for shape in shapes),
-        largest=max(shape.num_elements for shape in shapes),
+        total=sum(counts),
+        largest=max(counts),
+        largest_in_loop=max(before + 2 * count for before, count in zip([0, *counts], counts)),
         largest_in_mlp=max(shape.num_elements for shape in shapes if shape.part == "mlp"),
         largest_layer=max(layers.values()),
         num_layers=len(layers),

@@ -268,7 +268,7 @@ class _RmsNorm(torch.autograd.Function):
         dy = gradients[0].to(inverse.dtype)
         dweight = (dy * normed).flatten(0, -2).sum(0).to(weight.dtype)
         g = dy * weight
-        dx = inverse * (g - normed * (g * normed).mean(-1, keepdim=True))
+        dx = g.sub_(normed.mul_((g * normed).mean(-1, keepdim=True))).mul_(inverse)  # in place: no more temporaries
         return dx.to(x.dtype), dweight, None
 
 

@@ -83,7 +83,7 @@ def test_the_models_own_account_is_the_table_and_its_statistics(name, column):
     setting = TrainingSetting(config=config, policy=get_policy("bf16-mixed"), parallel=split, micro_batch=BATCH[name],
                               seq=2048, recompute=recompute, attention="standard")  # fmt: skip
     rows = kept_activations(setting)
-    statistics = total(row for row in rows if "deviation" in row.what)
+    statistics = total(row for row in rows if "deviation" in row.what or row.what == "scale")
     table = layer_bytes(
         config, micro_batch=BATCH[name], seq=2048, tensor=tensor, sequence_parallel=sp, recompute=recompute
     )
