@@ -19,6 +19,7 @@ class TimelineResults:
     """The questions; the timeline fills the log that answers them."""
 
     _log: StorageLog
+    start_event = 0  # number of the first event after those that enter what there was before the block
 
     def _look(self) -> None:
         """Name what can be named now."""

@@ -134,6 +134,7 @@ class MemoryTimeline(TimelineResults, TorchDispatchMode):
             raise RuntimeError("a MemoryTimeline measures one block: make a new one for the next")
         self._entered = True
         self._classifier.enter_what_exists(self._model, self._optimizer)
+        self.start_event = len(self._log.events)
         RESIZE.add(self._resize)
         self._saved.start()
         self._origins.start(on_step_begin=self._classifier.step_begins, on_step_end=self._classifier.step_ends)

@@ -15,12 +15,14 @@ from cme295lab.widgets.budget_figure import comparison_bars
 from cme295lab.widgets.cache_explorer import CacheExplorer
 from cme295lab.widgets.cache_scenario import CacheScenario, cache_scenario
 from cme295lab.widgets.figures import RooflinePoint, block_size_map, memory_hierarchy, roofline, traffic_bars
+from cme295lab.widgets.memory_figures import peak_treemap, timeline_figure
 from cme295lab.widgets.picture import Picture
 from cme295lab.widgets.ring_records import RingMoment, ring_records
 from cme295lab.widgets.ring_walk import RingWalk
 from cme295lab.widgets.shard_map import ShardMap
 from cme295lab.widgets.shard_scenario import ShardScenario, shard_scenario
 from cme295lab.widgets.tile_walk import TileWalk
+from cme295lab.widgets.timeline_explorer import TimelineExplorer
 from cme295lab.widgets.trade_off_explorer import TradeOffExplorer
 from cme295lab.widgets.trade_off_scenario import TradeOff, trade_off
 from cme295lab.widgets.traffic_explorer import TrafficExplorer
@@ -41,6 +43,7 @@ __all__ = [
     "ShardMap",
     "ShardScenario",
     "TileWalk",
+    "TimelineExplorer",
     "TradeOff",
     "TradeOffExplorer",
     "TrafficExplorer",
@@ -52,9 +55,11 @@ __all__ = [
     "cache_scenario",
     "comparison_bars",
     "memory_hierarchy",
+    "peak_treemap",
     "ring_records",
     "roofline",
     "shard_scenario",
+    "timeline_figure",
     "trade_off",
     "traffic_bars",
     "traffic_scenario",
