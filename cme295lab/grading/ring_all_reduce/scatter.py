@@ -96,8 +96,8 @@ def _mistakes(chunks: Tensor, rank: int) -> Iterator[Hypothesis]:
             )
             yield Hypothesis(cause, partial(chunks.__getitem__, (other, rank)))
     cause = (
-        "this is the rank's own chunk, as it was: either nothing was added, or the chunk that is complete on this rank "
-        "has another number"
+        "this is the rank's own chunk, as it was: either nothing was added (was every message waited for?), or the "
+        "chunk that is complete on this rank has another number"
     )
     yield Hypothesis(cause, lambda: chunks[rank, rank])
     yield Hypothesis("this is the mean; this part asks for the sum", lambda: total[rank] / num_ranks)
