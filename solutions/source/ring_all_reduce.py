@@ -167,7 +167,8 @@ result.award(5)
 # - **Ring**: both halves, $N - 1$ steps each, one chunk of $n / N$ bytes in each step.
 # - **Tree**: in each round, pairs of ranks meet, and one sends its *whole* tensor to the other, which adds it. After
 #   $\lceil \log_2 N \rceil$ rounds one rank has the sum; as many rounds bring it back to all.
-#
+
+# %% [markdown]
 # A small example, at $N = 4$: the ring needs 6 steps of a quarter of the tensor, the tree 4 rounds of all of it.
 # **Predict**: which of the two is faster for a gigabyte, and which one for a kilobyte?
 
