@@ -67,13 +67,17 @@ def sequencer(group: dist.ProcessGroup) -> Sequencer:
 def _run(jobs: queue.SimpleQueue[tuple[Callable[[], None], Future[None]] | None]) -> None:
     while (entry := jobs.get()) is not None:
         job, done = entry
+        problem: BaseException | None = None
         try:
             job()
         except BaseException as error:  # raised again where somebody waits
-            done.set_exception(error)
-        else:
+            problem = error
+        del entry, job  # before whoever waits goes on: the tensors of a finished job must not live on
+        if problem is None:
             done.set_result(None)
-        del entry, job, done  # the tensors of a finished job must not live on until the next one
+        else:
+            done.set_exception(problem)
+        del done, problem
 
 
 def sum_in_pieces(
