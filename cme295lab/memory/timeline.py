@@ -26,6 +26,10 @@ What is counted is exact: the sum of the sizes of live storages. What is not cou
 gives back within one operator (workspaces of matrix products and convolutions), rounding and fragmentation of the
 allocator, the second copy while `resize_` moves a storage. Code compiled by `torch.compile` runs outside the
 dispatcher's view: out of scope. So are threads that the program starts by itself; autograd's own threads are seen.
+
+Watching costs some tens of microseconds per operator, a third of it torch's own cost of any such mode: on one core a
+step of a 0.2-million-parameter model takes about 6 times as long, that of a 29-million one up to 1.2 times
+(`tests/benchmarks/memory.py`).
 """
 
 from __future__ import annotations
