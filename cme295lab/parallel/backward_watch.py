@@ -49,11 +49,7 @@ class BackwardWatch:
         on_end: Callable[[], None],
         on_forward: Callable[[bool], None],
     ) -> None:
-        for hook in model._forward_pre_hooks.values():
-            if isinstance(getattr(hook, "__self__", None), BackwardWatch):
-                raise ValueError(
-                    "the gradients of this model are sent by another wrapper already; call close() on that one first"
-                )
+        check_unwatched(model)
         self.is_syncing = True
         self._model, self._parameters = model, dict(parameters)
         self._on_gradient, self._on_end, self._on_forward = on_gradient, on_end, on_forward
@@ -125,3 +121,12 @@ class BackwardWatch:
     def _end(self) -> None:
         self._in_backward = False
         self._on_end()
+
+
+def check_unwatched(model: nn.Module) -> None:
+    """Refuse a model whose gradients are sent by somebody already, with a ValueError."""
+    for hook in model._forward_pre_hooks.values():
+        if isinstance(getattr(hook, "__self__", None), BackwardWatch):
+            raise ValueError(
+                "the gradients of this model are sent by another wrapper already; call close() on that one first"
+            )

@@ -107,12 +107,8 @@ class GradientVector:
         self._arrived.clear()
         return self.flat
 
-    def forget(self) -> None:
-        """Take what was collected as not there; after a backward pass that failed."""
-        self._arrived.clear()
-
     def release(self) -> None:
-        """Let go of the vector."""
+        """Let go of the vector, and take what was collected as not there."""
         self.flat = None
         self._arrived.clear()
 

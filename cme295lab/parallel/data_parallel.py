@@ -153,9 +153,8 @@ class DataParallel(nn.Module):
     def _before_forward(self, has_failed: bool) -> None:
         if has_failed:
             self._buckets.reset()
-        for bucket in self._buckets.buckets:
-            bucket.vector.forget()
-            bucket.release_if_unused()
+            for bucket in self._buckets.buckets:
+                bucket.vector.release()
 
     def _collect(self, name: str) -> None:
         self._bucket_of[name].vector.collect(name, keep_as_grad=True)
@@ -167,7 +166,7 @@ class _Bucket:
 
     def __init__(self, parameters: dict[str, nn.Parameter], group: dist.ProcessGroup) -> None:
         self.vector = GradientVector(parameters, FlatLayout.of(parameters, num_ranks=1))
-        self._parameters, self._group = parameters, group
+        self._group = group
         self._sum: tuple[transport.Handle, Tensor] | None = None
 
     def is_ready(self) -> bool:
@@ -184,11 +183,7 @@ class _Bucket:
         (handle, flat), self._sum = self._sum, None
         handle.wait()
         flat.mul_(1 / self._group.size())
-
-    def release_if_unused(self) -> None:
-        """Let go of the vector once `zero_grad` has let go of its views."""
-        if all(parameter.grad is None for parameter in self._parameters.values()):
-            self.vector.release()
+        self.vector.release()  # from now on it belongs to the gradients, which are views of it, and goes with them
 
 
 def _ignore(_: str) -> None:

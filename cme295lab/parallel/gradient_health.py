@@ -57,17 +57,21 @@ def is_finite(values: Tensor) -> bool:
     return math.isfinite(float(values.sum(dtype=torch.float32))) or bool(torch.isfinite(values).all())
 
 
-def report(found: Sequence[str], *, group: dist.ProcessGroup) -> NonFiniteGradients:
+def report(sums: Sequence[str], *, own: Sequence[str] = (), group: dist.ProcessGroup) -> NonFiniteGradients:
     """The error for all ranks, with what each of them found.
 
     Args:
-        found: descriptions of what is not finite on this rank.
+        sums: descriptions of what is not finite, of this rank's part of the sum over the ranks.
+        own: the same of this rank's own gradients, before they were summed; better, if any rank knows.
         group: the ranks; all of them call this.
     """
     everyones: list[Any] = [None] * group.size()
-    dist.all_gather_object(everyones, list(found), group=group)
+    dist.all_gather_object(everyones, (list(own), list(sums)), group=group)
+    which = 0 if any(own for own, _ in everyones) else 1
     named = [
-        f"{what} on rank {dist.get_global_rank(group, rank)}" for rank, whats in enumerate(everyones) for what in whats
+        f"{what} on rank {dist.get_global_rank(group, rank)}"
+        for rank, found in enumerate(everyones)
+        for what in found[which]
     ]
     more = f" and {len(named) - _MAX_NAMED} more" if len(named) > _MAX_NAMED else ""
     listed = ", ".join(named[:_MAX_NAMED]) or "their sum over the ranks overflows"

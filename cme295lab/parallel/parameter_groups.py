@@ -34,11 +34,9 @@ def number_groups(
     owner: dict[str, int] = {}
     members: list[list[str]] = []
     options: list[dict[str, Any]] = []
-    for number, given in enumerate(param_groups):
-        if not isinstance(given, Mapping) or "params" not in given:
-            raise TypeError(f'param_groups[{number}] must be a dictionary with "params", got {type(given).__name__}')
+    for number, given in enumerate(listed_groups(param_groups)):
         members.append([])
-        for member in [given["params"]] if isinstance(given["params"], Tensor) else list(given["params"]):
+        for member in given["params"]:
             if id(member) in frozen:
                 continue  # torch's optimizers pass over it, too: it never has a gradient
             if id(member) not in names:
@@ -56,3 +54,18 @@ def number_groups(
             "trained with requires_grad_(False)"
         )
     return members, options
+
+
+def listed_groups(param_groups: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Parameter groups that can be read more than once: generators become lists.
+
+    Raises:
+        TypeError: if a group is no dictionary with "params".
+    """
+    listed = []
+    for number, given in enumerate(param_groups):
+        if not isinstance(given, Mapping) or "params" not in given:
+            raise TypeError(f'param_groups[{number}] must be a dictionary with "params", got {type(given).__name__}')
+        members = given["params"]
+        listed.append({**given, "params": [members] if isinstance(members, Tensor) else list(members)})
+    return listed

@@ -273,7 +273,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
         if sum_over_ranks(num_bad, group=self.process_group, device=self._scalar_device) == 0:
             return True
         if self.on_nonfinite == "raise":
-            raise report(self.local_culprits() or self._bad_pieces(), group=self.process_group)
+            raise report(self._bad_pieces(), own=self.local_culprits(), group=self.process_group)
         return False
 
     def _bad_pieces(self) -> list[str]:

@@ -19,12 +19,14 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from cme295lab.parallel.backward_watch import BackwardWatch
+from cme295lab.parallel.backward_watch import BackwardWatch, check_unwatched
 from cme295lab.parallel.buckets import DEFAULT_BUCKET_BYTES, Bucket, InOrder, plan_buckets
+from cme295lab.parallel.elementwise import check_elementwise
 from cme295lab.parallel.flat_weights import FlatWeights
 from cme295lab.parallel.gradient_health import not_finite
+from cme295lab.parallel.parameter_groups import listed_groups, number_groups
 from cme295lab.parallel.replicas import broadcast_values, check_same_model
-from cme295lab.parallel.sharded_optimizer import OnNonfinite, ShardedOptimizer
+from cme295lab.parallel.sharded_optimizer import OnNonfinite, ShardedOptimizer, check_on_nonfinite
 from cme295lab.parallel.tensor_checks import resolve_group
 from cme295lab.parallel.weighting import token_scale
 
@@ -73,16 +75,18 @@ class ReplicatedWeightsOptimizer(ShardedOptimizer):
         group = resolve_group(group)
         check_same_model(model, group=group)
         _check_dtypes(compute_dtype=compute_dtype, reduce_dtype=reduce_dtype)
+        check_unwatched(model)
+        check_on_nonfinite(on_nonfinite)
         named = dict(model.named_parameters())
+        param_groups = None if param_groups is None else listed_groups(param_groups)
+        number_groups(named, param_groups)
+        first = next(iter(named.values()))
+        check_elementwise(optimizer_class, options, device="cpu" if offload else first.device)
         planned = plan_buckets(named, bucket_bytes=bucket_bytes, num_ranks=group.size())
         trained = {name: each for members in planned for name, each in members.items()}
-        watch = BackwardWatch(
-            model, trained, on_gradient=self._collect, on_end=self._end_backward, on_forward=self._before_forward
-        )
         broadcast_values(model, group=group)
         flat: dict[str, Any] = {"compute_dtype": compute_dtype, "reduce_dtype": reduce_dtype, "offload": offload}
         self.weights = [FlatWeights(f"bucket {n}", each, group=group, **flat) for n, each in enumerate(planned)]
-        self._watch, self._input_hook = watch, None if compute_dtype is None else _compute_in(model, compute_dtype)
         self._buckets: InOrder[Bucket] = InOrder(
             [self.make_bucket(weights) for weights in self.weights], max_in_flight=self.max_in_flight
         )
@@ -98,6 +102,10 @@ class ReplicatedWeightsOptimizer(ShardedOptimizer):
             on_nonfinite=on_nonfinite,
             group=group,
             stage=self.stage_number,
+        )
+        self._input_hook = None if compute_dtype is None else _compute_in(model, compute_dtype)
+        self._watch = BackwardWatch(
+            model, trained, on_gradient=self._collect, on_end=self._end_backward, on_forward=self._before_forward
         )
 
     def make_bucket(self, weights: FlatWeights) -> Bucket:
