@@ -10,6 +10,7 @@ A name that was given by hand stands. A weight or state that autograd saves or t
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -75,15 +76,12 @@ class Classifier:
 
     def is_made(self, tensors: Iterable[Tensor], operator: Any) -> None:
         """An operator has made tensors, or returns those that it changed."""
-        origins = self._origins
         parameter = None
         if operator in _BECOMES_GRADIENT:
             node: Any = torch._C._current_autograd_node()
             parameter = node.variable if isinstance(node, _AccumulateGrad) else None
 
-        def origin() -> tuple[str, str, tuple[SourceLine, ...]]:
-            return str(operator), origins.module, origins.stack()
-
+        origin = functools.partial(self._as_output, operator)
         for tensor in tensors:
             if parameter is not None or not self._log.is_known(tensor):
                 records = self._log.see(tensor, origin)
@@ -150,6 +148,9 @@ class Classifier:
             self._log.rename(record, class_name)
             if parameter is not None:
                 record.name = self._origins.parameter_names.get(id(parameter), record.name)
+
+    def _as_output(self, operator: Any) -> tuple[str, str, tuple[SourceLine, ...]]:
+        return str(operator), self._origins.module, self._origins.stack()
 
     def _as_input(self) -> tuple[str, str, tuple[SourceLine, ...]]:
         return "", self._origins.module, self._origins.stack()
