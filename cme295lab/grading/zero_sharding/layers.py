@@ -16,12 +16,12 @@ from torch.nn.functional import linear
 
 from cme295lab.grading.compare import Expected, Hypothesis, allowed_error, judge_tensor
 from cme295lab.grading.ddp_overlap.training import refuse_class
-from cme295lab.grading.distributed import rank_property, scene
+from cme295lab.grading.distributed import rank_property
 from cme295lab.grading.exercise import Once, Property
 from cme295lab.grading.observe import RankFacts
 from cme295lab.grading.result import Kind, Outcome
 from cme295lab.grading.zero_sharding.stack import Case, plain_memory, run_stack, scenario, truth
-from cme295lab.grading.zero_sharding.states import forbidden_calls
+from cme295lab.grading.zero_sharding.states import measured
 
 _ROOM_BYTES = 512
 # Whole weights at the peak besides what must be there: a weight, its gradient, padded copies and lists of shards of it,
@@ -45,11 +45,11 @@ def properties(*, seed: int = 0, narrow: int = 16, wide: int = 24, num_layers: i
     Args:
         seed: of weights and batches.
         narrow, wide: widths of the layers.
-        num_layers: layers on two ranks.
+        num_layers: layers on three ranks.
     """
-    two = Case(seed=seed, num_ranks=2, narrow=narrow, wide=wide, uses=tuple(range(num_layers)))
+    three = Case(seed=seed, num_ranks=3, narrow=narrow, wide=wide, uses=tuple(range(num_layers)))
     four = Case(seed=seed, num_ranks=4, narrow=5, wide=narrow // 2 + 1, uses=(0, 1, 0, 3))
-    on_two, on_four = _run(two), _run(four)
+    on_three, on_four = _run(three), _run(four)
     forward, gradient = (_FORWARD,), (_FORWARD, _GRADIENT)
     tied = "four ranks, a weight that they do not divide and that two layers share"
 
@@ -57,22 +57,38 @@ def properties(*, seed: int = 0, narrow: int = 16, wide: int = 24, num_layers: i
         return lambda ranks: judge(case, ranks, *more)
 
     return [
-        rank_property(_SHARD, two, on_two, on(two, judge_shards)),
-        rank_property(_FORWARD, two, on_two, on(two, judge_outputs, 0), needs=(_SHARD,)),
-        rank_property(_GRADIENT, two, on_two, on(two, judge_gradients), weight=2, needs=forward),
-        rank_property("the next step uses the new weights", two, on_two, on(two, judge_outputs, 1), needs=gradient),
+        rank_property(_SHARD, three, on_three, on(three, judge_shards)),
+        rank_property(_FORWARD, three, on_three, on(three, judge_outputs, 0), needs=(_SHARD,)),
+        rank_property(_GRADIENT, three, on_three, on(three, judge_gradients), weight=2, needs=forward),
         rank_property(
-            "after the forward pass, no whole weight is left", two, on_two, on(two, judge_kept), weight=2,
+            "the next step uses the new weights", three, on_three, on(three, judge_outputs, 1), needs=gradient
+        ),
+        rank_property(
+            "after the forward pass, no whole weight is left",
+            three,
+            on_three,
+            on(three, judge_kept),
+            weight=2,
             needs=forward,
         ),
         rank_property(
-            "one layer at a time is whole", two, on_two, on(two, judge_peak), weight=2, needs=gradient,
+            "one layer at a time is whole",
+            three,
+            on_three,
+            on(three, judge_peak),
+            weight=2,
+            needs=gradient,
         ),
         rank_property(
-            "a rank sends 3 (N - 1) / N times the weights", two, on_two, on(two, judge_bytes), weight=2, needs=gradient,
+            "a rank sends 3 (N - 1) / N times the weights",
+            three,
+            on_three,
+            on(three, judge_bytes),
+            weight=2,
+            needs=gradient,
         ),
         rank_property(tied, four, on_four, on(four, judge_all), weight=2, needs=gradient),
-    ]  # fmt: skip
+    ]
 
 
 def refuse(student: Any) -> Outcome | None:
@@ -81,7 +97,7 @@ def refuse(student: Any) -> Outcome | None:
 
 
 def _run(case: Case) -> Once:
-    return scene(scenario, case, deadlock=_ORDER, forbid=forbidden_calls)
+    return measured(scenario, case, _ORDER)
 
 
 def judge_shards(case: Case, ranks: Sequence[RankFacts]) -> Outcome:
@@ -157,7 +173,7 @@ def judge_gradients(case: Case, ranks: Sequence[RankFacts]) -> Outcome:
     """Judge the gradients of all shards, put together from all ranks."""
     found = truth(case)
     for weight in sorted(set(case.uses)):
-        parts = [facts.outputs["gradients"][str(weight)] for facts in ranks]
+        parts = [facts.outputs["gradients"].get(str(weight)) for facts in ranks]
         for rank, part in enumerate(parts):
             if not isinstance(part, Tensor):
                 cause = "the shard has no gradient: backward must return one for it, in the place of its argument"

@@ -100,6 +100,8 @@ def scenario(probe: Probe, student: Callable[..., Any], case: Case) -> Mapping[s
                 held = settled(timeline, memory["at rest"] + activations + case.weight_bytes // 2)
                 memory["after forward"] = sum(held.values()) - memory["at rest"]
             outputs.append(y.detach())
+            if not y.requires_grad:
+                return found
             with probe.phase(f"step {step}"):
                 loss_of(y).backward()  # type: ignore[no-untyped-call]
             if step == 0:

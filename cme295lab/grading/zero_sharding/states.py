@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,10 +18,17 @@ from torch.nn.functional import pad
 
 from cme295lab.grading.compare import Expected, Hypothesis, diagnose, judge_tensor
 from cme295lab.grading.ddp_overlap.training import Case, Gradients, refuse_class
-from cme295lab.grading.distributed import collectives_called, judge_same_calls, on_each, rank_property, scene
+from cme295lab.grading.distributed import (
+    RankCase,
+    collectives_called,
+    judge_same_calls,
+    on_each,
+    rank_property,
+    scene,
+)
 from cme295lab.grading.exercise import Once, Property
-from cme295lab.grading.observe import RankFacts
-from cme295lab.grading.on_rank import Probe
+from cme295lab.grading.observe import Observation, RankFacts
+from cme295lab.grading.on_rank import Probe, Scenario
 from cme295lab.grading.result import Kind, Outcome
 from cme295lab.memory.timeline import MemoryTimeline
 
@@ -38,6 +46,7 @@ _SKIPS = (
     "a rank that has no gradient for a layer must take part all the same, with zeros in its place: the others wait for "
     "it, or its elements land on somebody else's"
 )
+_TIED = "the tied weight is in it twice: the embedding and the head share it. model.parameters() gives it once"
 _SECOND = (
     "the first step is right and the second is not: what does the optimizer start the second one from? Its shard and "
     "its states must be those that the first step has left"
@@ -113,8 +122,26 @@ def settled(timeline: MemoryTimeline, limit_bytes: int, patience_s: float = 0.5)
 
 
 def _run(case: Case) -> Once:
-    deadlock = "" if case.without_branch is None else _SKIPS
-    return scene(scenario, case, deadlock=deadlock, forbid=forbidden_calls)
+    return measured(scenario, case, "" if case.without_branch is None else _SKIPS)
+
+
+def measured(run: Scenario, case: RankCase, cause: str) -> Once:
+    """One run of a scenario.
+
+    Args:
+        run: the scenario.
+        case: its input.
+        cause: why ranks wait for each other, or do not call the same; if empty, what the places tell.
+    """
+    seen_in = scene(run, case, deadlock=cause, forbid=forbidden_calls)
+
+    def observe(student: Any) -> Observation:
+        seen = seen_in(student)
+        if not cause or seen.error is None or seen.error.kind is not Kind.RANKS_DISAGREE:
+            return seen
+        return replace(seen, error=replace(seen.error, cause=cause))
+
+    return Once(observe)
 
 
 def forbidden_calls(facts: RankFacts) -> list[str]:
@@ -127,7 +154,9 @@ def _judging_weights(case: Case, step: int = 0) -> Callable[[Sequence[RankFacts]
 
     def judge(ranks: Sequence[RankFacts]) -> Outcome:
         outcome, same = on_each(judge_weights, case, step)(ranks), judge_same_calls(ranks)
-        return outcome if outcome.passed or same.passed else same
+        if outcome.passed or same.passed:
+            return outcome
+        return same if case.without_branch is None else replace(same, cause=_SKIPS)
 
     return judge
 
@@ -262,7 +291,10 @@ def judge_memory(case: Case, facts: RankFacts) -> Outcome:
         f"{total:,} bytes are held between two steps ({parts}); the weights are {whole:,} and a shard is {shard:,}"
     )
     states = held.get("optimizer state", 0)
-    if states >= 2 * whole:
+    tied = 2 * case.parameter_bytes["embedding.weight"] / case.num_ranks
+    if 0 < states - 2 * shard - tied <= _ROOM_BYTES / 4:
+        cause = _TIED
+    elif states >= 2 * whole:
         cause = (
             "the optimizer keeps states for all parameters on every rank: hand it the shard alone, so that a rank "
             "updates its part only"
@@ -286,7 +318,7 @@ def judge_bytes(case: Case, facts: RankFacts) -> Outcome:
     difference = f"{sent:,.0f} bytes are sent in a step; 2 (N - 1) / N times the parameters are {needed:,}"
     tied = 2 * others * case.parameter_bytes["embedding.weight"] / case.num_ranks
     if abs(sent - needed - tied) < _ROOM_BYTES / 4:
-        cause = "the tied weight is in it twice: the embedding and the head share it. model.parameters() gives it once"
+        cause = _TIED
     elif any(call.collective == "all_reduce" and call.payload_bytes > _ROOM_BYTES for call in calls):
         cause = (
             "all_reduce brings every rank all gradients, and it needs those of its shard alone: reduce-scatter is half "
