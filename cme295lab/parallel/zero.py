@@ -7,7 +7,9 @@
 | 3 (`zero3`) | Ψ/N | Ψ/N | K Ψ/N | 3 Ψ (N-1)/N |
 
 Stages 1 and 2 take the plain model and leave it callable as ever; stage 3 takes a `FullyShardedModel`. From the same
-weights and batches, all of them end bit for bit where `DataParallel` with the same optimizer ends (fp32).
+weights and batches, all of them end bit for bit where `DataParallel` with the same optimizer ends (fp32). Two things
+add up numbers in another order than one process would, and agree within rounding: the norm that gradients are clipped
+by, and `fused=True`, whose kernel treats the last few elements of a tensor apart from the others.
 
     optimizer = ZeroOptimizer(model, torch.optim.AdamW, stage=2, lr=1e-3, weight_decay=0.1)
     model.loss(tokens, targets).backward()
