@@ -4,6 +4,7 @@ The functions at the top run on ranks; an assertion that fails there fails the t
 cases share one launch, because launches cost more than cases.
 """
 
+import contextlib
 import copy
 from collections.abc import Callable
 from typing import Any
@@ -79,6 +80,23 @@ def _frozen_parameters_are_gathered_and_get_no_gradient() -> None:
         assert ledger.by_collective()["reduce_scatter"].sent_bytes == reduced
 
 
+class Sometimes(nn.Module):
+    """A layer with a parameter that only some forwards use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.shift = nn.Parameter(torch.randn(5, 5)), nn.Parameter(torch.randn(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.weight + self.shift if x.sum() > 0 else x @ self.weight
+
+
+def _used_in_the_first_pass_alone(model: nn.Module) -> None:
+    with model.no_sync() if isinstance(model, FullyShardedModel) else contextlib.nullcontext():
+        model(torch.full((2, 5), 1.0 + dist.get_rank())).sum().backward()
+    model(torch.full((2, 5), -1.0)).sum().backward()
+
+
 def _accumulation_is_the_sum_of_its_backward_passes() -> None:
     def twice(model: nn.Module) -> None:
         for offset in (0, 1):
@@ -102,6 +120,7 @@ def _accumulation_is_the_sum_of_its_backward_passes() -> None:
     model = DecoderLM(make_config(tied_head=True))
     assert_same_gradients(copy.deepcopy(model), two_forwards_first)
     assert_same_gradients(copy.deepcopy(model), twice, sharded_backward=without_messages)
+    assert_same_gradients(nn.Sequential(Sometimes(), nn.Tanh()), _used_in_the_first_pass_alone, units=[Sometimes])
     for backward in (twice, two_graphs):  # each pass is summed over the ranks by itself, so rounding differs
         wanted = plain_gradients(copy.deepcopy(model), backward)
         sharded = FullyShardedModel(copy.deepcopy(model))
