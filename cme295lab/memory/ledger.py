@@ -3,7 +3,7 @@
     >>> from cme295lab.transformer import preset
     >>> ledger = training_memory(preset("llama-3-8b"), seq=8192, recompute="full")
     >>> {name: round(size / 1e9) for name, size in ledger.by_class().items()}  # GB
-    {'weight': 16, 'gradient': 16, 'master weight': 32, 'optimizer state': 64, 'activation': 7, 'temporary': 8}
+    {'weight': 16, 'gradient': 16, 'master weight': 32, 'optimizer state': 64, 'activation': 6, 'temporary': 8}
     >>> print(ledger.fits("H100"))
     does not fit H100-SXM5: 143 GB of 85.9 GB, 57.5 GB too much
 
