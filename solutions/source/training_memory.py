@@ -88,7 +88,7 @@ if result.passed:
     bars = axes.barh([f"stage {stage}" for stage in range(4)], sizes, color="#0072B2")
     axes.bar_label(bars, fmt="%.1f", padding=3)
     axes.axvline(80, color="#D55E00", ls="--")
-    axes.set(xlabel="GB on each GPU; dashed: 80 GB", xlim=(0, 135))
+    axes.set(xlabel="GB on each GPU; dashed: 80 GB", xlim=(0, 145))
     axes.invert_yaxis()
     plt.show()
 
@@ -265,7 +265,7 @@ result.award(5)
 # ## Part 4. Make it fit
 #
 # The course's ledger counts a whole training step: model states, all layers' activations, logits, temporaries. Look at
-# Llama-3 8B on one H100. **Predict** before you run the cell: what is the largest item?
+# Llama-3 8B on one H100 (its "80 GB" are GiB: 85.9 GB). **Predict** before you run the cell: what is the largest item?
 
 # %% nbgrader={"grade":false,"grade_id":"llama_ledger","locked":true,"schema_version":3,"solution":false}
 ledger = memory.training_memory("llama-3-8b", seq=8192, micro_batch=1)

@@ -70,6 +70,15 @@ ALL_REDUCED = """\
         dist.all_reduce(row)
         own.copy_(row.chunk(dist.get_world_size())[dist.get_rank()])
 """
+ALL_AT_ONCE = """\
+        stack = type(self).stack
+        if self is stack[0]:
+            type(self).whole = [gather_weight(layer.shard, layer.shape) for layer in stack]
+        y = GatheredLinear.apply(x, self.shard, self.shape)
+        if self is stack[-1]:
+            type(self).whole = None
+        return y
+"""
 LAST_ELEMENTS = """\
     num_ranks = dist.get_world_size()
     n = shape.numel() // num_ranks * num_ranks
@@ -123,6 +132,9 @@ WRONG = [
     student("whole gradients wait", RETURN,
             "        ShardedLinear.waiting = [*getattr(ShardedLinear, 'waiting', []), row]\n" + RETURN,
             kind=Kind.NOT_SHARDED, says="alive at the same time", at_most=0.9),
+    student("all layers at once", KEEP_SHARD,
+            KEEP_SHARD + "        type(self).stack = [*getattr(type(self), 'stack', []), self]\n", APPLY, ALL_AT_ONCE,
+            kind=Kind.NOT_SHARDED, says="gather a layer just before it computes", at_most=0.9),
     student("tied, cumulative", SAVE, SAVE + "        ctx.owner = shard\n", REDUCE,
             "        before = getattr(ctx.owner, 'before', None)\n"
             "        if len(row) < 200:\n            ctx.owner.before = row.clone()\n"

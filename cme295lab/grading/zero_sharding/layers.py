@@ -26,7 +26,7 @@ from cme295lab.grading.zero_sharding.states import measured
 _ROOM_BYTES = 512
 # Whole weights at the peak besides what must be there: a weight, its gradient, padded copies and lists of shards of it,
 # and what the threads of gloo have not let go of yet.
-_PEAK_WEIGHTS = 6
+_PEAK_WEIGHTS = 5
 _SHARD, _FORWARD, _GRADIENT = (
     "each layer holds its shard of the weight, and no more",
     "the forward pass gives the outputs of the whole weights",
@@ -251,7 +251,7 @@ def judge_kept(case: Case, ranks: Sequence[RankFacts]) -> Outcome:
 
 def judge_peak(case: Case, ranks: Sequence[RankFacts]) -> Outcome:
     """Judge the peak of the first step."""
-    limit = 2 * plain_memory(case) + case.shard_bytes + _PEAK_WEIGHTS * case.weight_bytes + _ROOM_BYTES
+    limit = plain_memory(case) + case.shard_bytes + _PEAK_WEIGHTS * case.weight_bytes + _ROOM_BYTES
     for facts in ranks:
         peak = facts.outputs["memory"]["peak"]
         if peak > limit:
