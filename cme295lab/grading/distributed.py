@@ -75,7 +75,7 @@ def observe_ranks(
             cause = "your code is sent to other processes: what it refers to must be a tensor, a number, text or code"
             return Observation(error=StudentError(Kind.CRASHED, f"{type(error).__name__}: {error}", cause))
     return Observation(
-        forbidden=tuple(dict.fromkeys(text for facts in ranks for text in (*facts.forbidden, *forbid(facts)))),
+        forbidden=tuple(dict.fromkeys(text for facts in ranks for text in forbid(facts))),
         changed_inputs=tuple(dict.fromkeys(name for facts in ranks for name in facts.changed_inputs)),
         ranks=tuple(ranks),
     )

@@ -144,19 +144,13 @@ class RankFacts:
         rank: its number.
         outputs: what the scenario returned there, copied, by name.
         calls: its calls of torch.distributed, in order.
-        forbidden: functions it must not call, each as a sentence.
         changed_inputs: names of inputs that it changed in place.
-        largest: the largest tensor that a watched call allocated, or None.
-        peak_bytes: the most memory that a watched call's own tensors held at one time.
     """
 
     rank: int
     outputs: Mapping[str, Any]
     calls: tuple[Communication, ...] = ()
-    forbidden: tuple[str, ...] = ()
     changed_inputs: tuple[str, ...] = ()
-    largest: Allocation | None = None
-    peak_bytes: int = 0
 
     def calls_in(self, phase: str) -> tuple[Communication, ...]:
         """The calls of one phase."""

@@ -2,8 +2,8 @@
 
 A *scenario* is a function of the check's own, `scenario(probe, student, **inputs) -> outputs`. It runs on every rank:
 it makes the rank's inputs from a seed, calls the student's code, and returns what a judge needs as plain data. Its
-`Probe` names the phases of a step, calls the student's function under watch, and lets one rank wait for another, so
-that a mistake which shows only when a neighbour is slow shows every time.
+`Probe` names the phases of a step, calls the student's function, and lets one rank wait for another, so that a mistake
+which shows only when a neighbour is slow shows every time.
 
 What every rank calls is written down before the call begins: in files, because a collective that does not fit the other
 ranks' may end the process.
@@ -30,7 +30,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from cme295lab.grading.observe import Communication, RankFacts, StudentError, is_student, student_error
 from cme295lab.grading.result import Kind
-from cme295lab.grading.watch import Allocation, Watch, line_text
+from cme295lab.grading.watch import line_text
 from cme295lab.parallel.c10d_operators import c10d_watch
 from cme295lab.parallel.calls import CollectiveCall
 
@@ -117,9 +117,6 @@ class Probe:
         self._signs = signs
         self._phase = ""
         self._changed: list[str] = []
-        self._forbidden: list[str] = []
-        self._largest: Allocation | None = None
-        self._peak_bytes = 0
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -136,17 +133,11 @@ class Probe:
         return self._phase
 
     def call(self, function: Callable[..., Any], **inputs: Any) -> Any:
-        """Call the student's function, and note what it allocates and which inputs it changes in place."""
+        """Call the student's function, and note which inputs it changes in place."""
         tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
         before = {name: value.clone() for name, value in tensors.items()}
-        watch = Watch(before_call=tensors.values(), is_student=is_student)
-        with watch:
-            result = function(**inputs)
+        result = function(**inputs)
         self._changed += [name for name in tensors if not torch.equal(before[name], tensors[name])]
-        self._forbidden += watch.forbidden
-        self._peak_bytes = max(self._peak_bytes, watch.peak_bytes)
-        if watch.largest and (self._largest is None or watch.largest.num_elements > self._largest.num_elements):
-            self._largest = watch.largest
         return result
 
     def note_collective(self, text: str) -> None:
@@ -179,10 +170,7 @@ class Probe:
             rank=self.rank,
             outputs={name: plain(value) for name, value in outputs.items()},
             calls=calls,
-            forbidden=tuple(dict.fromkeys(self._forbidden)),
             changed_inputs=tuple(dict.fromkeys(self._changed)),
-            largest=self._largest,
-            peak_bytes=self._peak_bytes,
         )
 
 

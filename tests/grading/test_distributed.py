@@ -1,8 +1,11 @@
 """Observing code on several ranks: what is recorded, and how a crash, a deadlock and a mismatch are told apart."""
 
+import sys
 import threading
 import time
+from collections.abc import Iterator
 
+import cloudpickle
 import pytest
 import torch
 import torch.distributed as dist
@@ -21,6 +24,14 @@ from cme295lab.grading.exercise import judge_all
 from cme295lab.grading.observe import Communication, Observation, RankFacts
 from cme295lab.grading.result import Kind, Outcome
 from tests.grading.students import written_here
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _scenarios_travel_by_value() -> Iterator[None]:
+    """Otherwise every rank would import this module, and all that the tests of grading import."""
+    cloudpickle.register_pickle_by_value(sys.modules[__name__])
+    yield
+    cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
 
 
 class Case:
@@ -53,8 +64,6 @@ def in_turn(probe, student):
 PASS_ON = """\
 def student(x):
     dist.all_reduce(x)
-    big = torch.zeros(1000)
-    del big
     sending = dist.isend(x, 1 - dist.get_rank())
     y = torch.empty_like(x)
     dist.recv(y, 1 - dist.get_rank())
@@ -88,18 +97,14 @@ def test_facts_have_every_call_with_bytes_phase_line_and_peer(seen: Observation)
         assert (reduced.payload_bytes, reduced.sent_bytes, reduced.peer) == (12, 12.0, None)  # 2 S (N - 1) / N
         assert (sent.sent_bytes, sent.received_bytes, sent.peer) == (12, 0, 1 - rank)
         assert (received.sent_bytes, received.received_bytes, received.peer) == (0, 12, 1 - rank)
-        assert sent.line == "line 5: sending = dist.isend(x, 1 - dist.get_rank())"
+        assert sent.line == "line 3: sending = dist.isend(x, 1 - dist.get_rank())"
         assert facts.sent_bytes == 8 + 12 + 12
         assert facts.collectives == (warm_up, reduced)
         assert not any(call.from_library for call in facts.calls)
 
 
-def test_facts_have_memory_and_changed_inputs(seen: Observation) -> None:
+def test_an_input_that_was_changed_in_place_is_named(seen: Observation) -> None:
     assert seen.changed_inputs == ("x",)
-    for facts in seen.ranks:
-        assert facts.peak_bytes >= 4000
-        assert facts.largest is not None
-        assert facts.largest.line == "line 3: big = torch.zeros(1000)"
 
 
 def test_the_library_is_told_from_its_seam() -> None:
