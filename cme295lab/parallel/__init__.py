@@ -9,7 +9,8 @@ what the rest of the room calls.
 
 Of training, read ``data_parallel`` (behind it ``buckets``, ``backward_watch``, ``replicas``, and ``weighting`` for
 batches of unequal length), then ``partition``, ``flat_weights``, ``sharded_optimizer`` and the stages of ZeRO:
-``zero``, ``zero1``, ``zero2``, ``zero3``.
+``zero``, ``zero1``, ``zero2``, ``zero3`` (behind it ``sharded_parameters``, ``sharded_unit`` and ``unit_schedule``).
+Last, ``checkpoint`` with ``checkpoint_pieces`` and ``checkpoint_files``: what any number of ranks can go on with.
 
 Everything runs on the CPU (gloo) and on GPUs (nccl), and unchanged under ``torchrun`` on many machines.
 """
