@@ -42,7 +42,7 @@ _SLIDERS = ("micro_batch", "seq", "data", "zero_stage", "tensor", "pipeline", "c
 _SWITCHES = ("sequence_parallel", "offload_states")
 _PARALLEL = ("data", "zero_stage", "tensor", "pipeline", "context", "sequence_parallel")
 _OWN_SIZES = ("num_layers", "dim", "num_heads", "num_kv_heads", "mlp_dim", "vocab_size")
-_PLOT_WIDTH = 900
+_PLOT_WIDTH = 850
 
 
 class BudgetExplorer(ipywidgets.VBox):

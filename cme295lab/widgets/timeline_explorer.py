@@ -38,7 +38,9 @@ class TimelineExplorer(ipywidgets.VBox):
             options=[(str(event), event) for event in kept], value=timeline.peak_event, description="event",
             continuous_update=True, layout=ipywidgets.Layout(width="860px"),
         )  # fmt: skip
+        self.moment.add_class("timeline-moment")
         self._text = ipywidgets.HTML()
+        self._text.add_class("timeline-text")
         self.plot = go.FigureWidget(
             [
                 go.Scatter(
@@ -49,13 +51,13 @@ class TimelineExplorer(ipywidgets.VBox):
             ]
         )  # fmt: skip
         self.plot.update_layout(
-            width=900, height=300, margin={"l": 70, "r": 10, "t": 10, "b": 40}, hovermode="x unified",
+            width=850, height=300, margin={"l": 70, "r": 10, "t": 10, "b": 40}, hovermode="x unified",
             xaxis={"title": "events (allocations, releases)"}, yaxis={"title": "alive", "ticksuffix": "B"},
             template="plotly_white",
         )  # fmt: skip
         self.plot.add_vline(x=timeline.peak_event, line={"color": palette.GREY, "dash": "dash"})
         self.map = go.FigureWidget([go.Treemap(branchvalues="total", textinfo="label+text")])
-        self.map.update_layout(width=900, height=380, margin={"l": 5, "r": 5, "t": 5, "b": 5})
+        self.map.update_layout(width=850, height=380, margin={"l": 5, "r": 5, "t": 5, "b": 5})
         self._redraw()
         self.moment.observe(self._redraw, "value")
         super().__init__([self.plot, self.moment, self._text, self.map])
@@ -101,5 +103,5 @@ def _tree(pieces: list[Piece], colours: dict[str, str]) -> list[tuple[str, str, 
     for number, piece in enumerate(pieces):
         lines = "<br>".join(html.escape(part) for part in (piece.operator, piece.source, piece.class_name) if part)
         text = f"{lines}<br>{format_bytes(piece.num_bytes)}"
-        rows.append((f"{number}", piece.place, piece.group, piece.num_bytes, text, colours[piece.class_name]))
+        rows.append((f"{piece.group}/{number}", piece.place, piece.group, piece.num_bytes, text, colours[piece.class_name]))
     return rows or [("nothing", "nothing is alive", "", 0, "", palette.PALE)]
