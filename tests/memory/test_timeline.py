@@ -391,6 +391,13 @@ def test_peak_can_be_sought_anew() -> None:
     assert m.peak == {"temporary": 80}
 
 
+def test_of_equal_peaks_the_first_counts() -> None:
+    with MemoryTimeline() as m:
+        torch.zeros(10)
+        torch.ones(10)
+    assert m.events[m.peak_event].record.operator == "aten.zeros.default"
+
+
 def test_only_a_device_that_is_asked_for_is_followed() -> None:
     with MemoryTimeline(device="cuda") as m:
         torch.zeros(1000)

@@ -24,7 +24,9 @@ class Cube(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
         ctx.square = x * x
-        return ctx.square * x
+        cube = ctx.square * x
+        assert cube.isfinite().all()  # operators after the one that makes the result
+        return cube
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
@@ -111,9 +113,9 @@ def test_what_an_own_function_keeps_is_an_activation() -> None:
 
 def test_function_saved_before_a_backward_that_is_given_its_gradient() -> None:
     """No operator runs between the function's end and the first node of the backward pass."""
-    x = torch.randn(10, requires_grad=True)
+    x, gradient = torch.randn(10, requires_grad=True), torch.ones(10)
     with MemoryTimeline() as m:
-        Cube.apply(x.neg()).backward(torch.ones(10))
+        Cube.apply(x.neg()).backward(gradient)
     assert [r.class_name for r in m.records if r.operator == "aten.mul.Tensor"][:2] == ["activation", "temporary"]
 
 
@@ -198,6 +200,7 @@ def test_gradients_that_a_hook_takes_away_are_gradients() -> None:
         end = place + parameter.numel()
         bucket[place:end] += parameter.grad.flatten() * 2
         place, parameter.grad = end, None
+        bucket[:5].clone()  # no gradient, though it is made while the parameter has none
 
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(take)
