@@ -4,8 +4,9 @@ import pytest
 from torch import nn
 
 from cme295lab.grading import checks
-from cme295lab.grading.ddp_overlap.overlap import num_buckets
+from cme295lab.grading.ddp_overlap.overlap import judge_buckets, judge_start, num_buckets
 from cme295lab.grading.ddp_overlap.training import Case
+from cme295lab.grading.observe import Communication, RankFacts
 from cme295lab.grading.result import Kind
 from tests.grading.students import Student, cells, student, written
 
@@ -247,3 +248,31 @@ def test_buckets_of_the_visible_case_by_hand() -> None:
     assert num_buckets(Case(**sizes, bucket_bytes=1200)) == 4
     assert num_buckets(Case(**sizes, bucket_bytes=10_000)) == 1
     assert num_buckets(Case(**sizes, bucket_bytes=1)) == 7
+
+
+def facts(*messages: tuple[str, int]) -> RankFacts:
+    """A rank that all-reduces so many bytes, in backward or in finish of the first step."""
+    calls = [
+        Communication(collective="all_reduce", payload_bytes=size, sent_bytes=size, phase=f"step 0: {phase}")
+        for phase, size in messages
+    ]
+    return RankFacts(rank=0, outputs={}, calls=tuple(calls))
+
+
+def test_one_bucket_may_be_left_for_finish() -> None:
+    case = Case(seed=0, num_ranks=2, num_tokens=(6, 6), bucket_bytes=1200)
+    assert judge_start(case, facts(("backward", 3264), ("finish", 2560))).passed
+    late = judge_start(case, facts(("backward", 1152), ("finish", 2112), ("finish", 2560)))
+    assert late.kind is Kind.NOT_OVERLAPPED
+    assert "1,152 of 5,824 bytes" in late.difference
+    assert "most of the communication" in late.cause
+
+
+def test_a_bucket_may_overflow_by_one_gradient_and_one_message_more_is_fine() -> None:
+    case = Case(seed=0, num_ranks=2, num_tokens=(6, 6), bucket_bytes=1200)
+    assert judge_buckets(case, facts(("backward", 2176), ("backward", 3648))).passed
+    assert judge_buckets(case, facts(*[("backward", 1164)] * 5)).passed
+    many = judge_buckets(case, facts(*[("backward", 970)] * 6))
+    assert many.kind is Kind.TOO_MUCH_COMMUNICATION
+    assert "per parameter" not in many.cause
+    assert judge_buckets(case, facts(("backward", 4800), ("backward", 1024))).kind is Kind.NOT_OVERLAPPED

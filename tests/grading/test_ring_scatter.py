@@ -3,7 +3,9 @@
 import pytest
 
 from cme295lab.grading import checks, distributed
+from cme295lab.grading.observe import Communication, RankFacts
 from cme295lab.grading.result import Kind
+from cme295lab.grading.ring_all_reduce.ring import Case, judge_bytes, judge_route
 from tests.grading.students import Student, student, written
 
 COPY = "    chunks = tensor.clone().view(num_ranks, -1)\n"
@@ -221,3 +223,38 @@ def test_scatter_check_names_the_mistake(made: Student, monkeypatch: pytest.Monk
     assert result.score <= made.at_most, result.score
     for words in made.says:
         assert words in result.message, result.message
+
+
+def facts(rank: int, *peers: int, num_bytes: int = 20) -> RankFacts:
+    """A rank that sends to some others, and receives as much."""
+    calls = [
+        call
+        for peer in peers
+        for call in (
+            Communication(collective="send", payload_bytes=num_bytes, sent_bytes=num_bytes, peer=peer),
+            Communication(
+                collective="recv", payload_bytes=num_bytes, sent_bytes=0, received_bytes=num_bytes, peer=peer
+            ),
+        )
+    ]
+    return RankFacts(rank=rank, outputs={}, calls=tuple(calls))
+
+
+def test_route_goes_one_way_round() -> None:
+    assert judge_route([facts(rank, (rank + 1) % 4) for rank in range(4)]).passed
+    assert judge_route([facts(rank, (rank - 1) % 4) for rank in range(4)]).passed
+    both_ways = judge_route([facts(rank, (rank + 1) % 4, (rank - 1) % 4) for rank in range(4)])
+    assert both_ways.kind is Kind.WRONG_ROUTE
+    assert "in one direction" in both_ways.cause
+    assert "rank 0 sends to rank 2" in judge_route([facts(0, 1, 2), facts(1, 2), facts(2, 3), facts(3, 0)]).difference
+
+
+def test_bytes_are_those_of_the_busiest_rank() -> None:
+    """Four chunks of 20 bytes: each rank sends three of them."""
+    case = Case(seed=0, num_ranks=4, shape=(20,))
+    ring = [facts(rank, *[(rank + 1) % 4] * 3) for rank in range(4)]
+    assert judge_bytes(ring, case, 60).passed
+    busy = judge_bytes([*ring[:3], facts(3, 0, 0, 0, 0)], case, 60)
+    assert busy.kind is Kind.TOO_MUCH_COMMUNICATION
+    assert busy.difference.startswith("rank 3 sends 80 bytes and receives 80; 60 each are enough")
+    assert busy.cause == ""
