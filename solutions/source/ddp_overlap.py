@@ -20,7 +20,7 @@ import contextlib
 import matplotlib.pyplot as plt
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 
 from cme295lab.grading import checks
 from cme295lab.parallel import CommLedger, run_distributed
@@ -269,7 +269,7 @@ class AccumulatedGradients(OverlappedGradients):
         super().finish()
         ### END SOLUTION
 
-# %% nbgrader={"grade":true,"grade_id":"accumulation_check","locked":true,"points":5,"schema_version":3,"solution":false}
+# %% nbgrader={"grade":true,"grade_id":"accumulate_check","locked":true,"points":5,"schema_version":3,"solution":false}
 result = checks.run("ddp_overlap/3", AccumulatedGradients)
 ### BEGIN HIDDEN TESTS
 others = {"seed": 295, "bucket_bytes": 2300, "num_micro_batches": 2}

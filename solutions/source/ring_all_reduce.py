@@ -248,5 +248,6 @@ if result.passed:
 # - An all-reduce is a reduce-scatter and an all-gather. On a ring each rank sends $2 S (N - 1) / N$ bytes: hardly more
 #   than $2 S$, however many ranks there are.
 # - That is why ZeRO can shard for free: it uses the two halves by themselves.
-# - The ring's latency grows with $N$, the tree's with $\log N$: small tensors want trees, or to be collected in buckets.
+# - The ring's latency grows with $N$, the tree's with $\log N$: small tensors want trees, or to be collected in
+#   buckets.
 # - **To take away**: what does a single slow link do to the ring, and what to the tree?

@@ -17,7 +17,7 @@ POINTS = {
     "flash_attention": {"merge_check": 2.0, "tiled_check": 4.0, "kernel_check": 6.0, "traffic_check": 3.0},
     "kernel_clinic": {"coalescing_check": 4.0, "race_check": 4.0, "blocks_check": 4.0, "report_check": 3.0},
     "ring_all_reduce": {"scatter_check": 4.0, "mean_check": 5.0, "cost_check": 4.0},
-    "ddp_overlap": {"weighting_check": 3.0, "overlap_check": 6.0, "accumulation_check": 5.0},
+    "ddp_overlap": {"weighting_check": 3.0, "overlap_check": 6.0, "accumulate_check": 5.0},
     "training_memory": {"states_check": 3.0, "activations_check": 3.0, "checkpoint_check": 5.0, "plan_check": 4.0},
     "zero_sharding": {"shards_check": 3.0, "optimizer_check": 5.0, "linear_check": 6.0},
 }
