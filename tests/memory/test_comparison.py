@@ -57,6 +57,12 @@ def test_every_optimizer(optimizer):
     check(compare(GPT, micro_batch=2, seq=96, optimizer=optimizer))
 
 
+def test_adam_in_a_loop_holds_the_quotient_of_the_tensor_before():
+    comparison = compare(GPT, micro_batch=1, seq=8, policy="fp32", gradients="freed")
+    assert comparison.ledger.moment == "optimizer"
+    assert abs(comparison.error) < 1e-5  # the scalar loss
+
+
 def test_dropout_with_standard_attention():
     for config, policy, recompute in itertools.product((OTHER, GPT), ("fp32", "bf16-mixed"), ("none", "full")):
         dropping = dataclasses.replace(config, dropout=0.1)

@@ -95,6 +95,15 @@ def test_two_changes_where_one_does_not_do():
     assert "costs a third more compute" in str(fix)
 
 
+def test_changes_that_turn_out_not_to_be_needed_are_taken_away():
+    fix = training_memory("llama-3-405b", seq=8192).cheapest_fix("H100")
+    assert fix
+    # On the way ZeRO-1 and ZeRO-2, tensor parallelism over 2 and over 4 GPUs were tried.
+    assert names(fix) == ["full recomputation", "ZeRO-3 over 8 GPUs", "tensor parallelism over 8 GPUs",
+                          "optimizer states in the CPU's memory"]  # fmt: skip
+    assert fix.ledger.setting.parallel == ParallelConfig(data=8, zero_stage=3, tensor=8)
+
+
 def test_what_nothing_helps_says_so():
     fix = training_memory("llama-3-405b", seq=8192).cheapest_fix("T4")
     assert not fix
