@@ -19,7 +19,7 @@ from cme295lab.memory import (
     zero_model_state_bytes,
 )
 from cme295lab.memory.model_states import model_states, optimizer_state_bytes
-from cme295lab.memory.shapes import ParameterShape, parameter_shapes
+from cme295lab.memory.shapes import ParameterShape, layers_of_stage, parameter_shapes
 from cme295lab.transformer import PRESETS, DecoderLM, ModelConfig, preset
 
 SMALL = ModelConfig(vocab_size=200, num_layers=2, dim=96, num_heads=4, num_kv_heads=2, mlp_dim=136, max_seq=32)
@@ -132,6 +132,14 @@ def test_parts_of_a_split_model_add_up(name):
 
 
 _WHOLE = ("position_embedding.weight", "out.bias", "down.bias")
+
+
+@pytest.mark.parametrize("stages", [1, 3, 5, 32])
+def test_each_layer_is_on_one_stage(stages):
+    config = preset("llama-3-8b")
+    ranges = [layers_of_stage(config, ParallelConfig(pipeline=stages, pipeline_rank=rank)) for rank in range(stages)]
+    assert [layer for stage in ranges for layer in stage] == list(range(32))
+    assert len(ranges[0]) == -(-32 // stages) == max(len(stage) for stage in ranges)
 
 
 def test_keys_and_values_are_copied_over_more_ranks_than_heads():
