@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
-from types import CodeType
+from types import CodeType, ModuleType
 from typing import Any, ClassVar
 
 import cloudpickle
@@ -74,3 +74,9 @@ def _build_code(builder: Callable[..., CodeType], arguments: Sequence[Any], file
 
 class _Pickler(cloudpickle.Pickler):
     dispatch_table: ClassVar[Any] = ChainMap({CodeType: _reduce_code}, cloudpickle.Pickler.dispatch_table)
+
+    def reducer_override(self, obj: Any) -> Any:
+        """Modules go by name, those of a class of their own, too: `dist` and a variable `config` mean such a one."""
+        if isinstance(obj, ModuleType):
+            return cloudpickle.Pickler.dispatch_table[ModuleType](obj)
+        return super().reducer_override(obj)
