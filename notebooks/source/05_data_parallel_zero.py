@@ -27,9 +27,10 @@ from cme295lab.parallel import collectives, cost_model, step_time
 from cme295lab.transformer import DecoderLM, preset
 from cme295lab.widgets import RingWalk, ShardMap, TradeOffExplorer, parallel_figures
 
+# %%
 config = preset({"fast": "course-1m", "full": "course-4m"}[profile])
 psi = config.num_parameters
-print("ready")
+print(f"a model of {psi:,} parameters")
 
 # %% [markdown]
 # ## 1. Several processes from one cell
@@ -143,6 +144,7 @@ def gradients_of(inputs, targets):
     return [parameter.grad for parameter in model.parameters()]
 
 
+# %%
 def parallel_gradients(inputs, targets):
     """The same on several ranks, each with its part of the batch."""
     rank, num_ranks = dist.get_rank(), dist.get_world_size()
@@ -377,6 +379,7 @@ def fingerprint(state_dict):
     return hashlib.sha256(b"".join(value.numpy().tobytes() for value in state_dict.values())).hexdigest()
 
 
+# %%
 def train(strategy, num_steps=3):
     """Train, and watch the last step; what is held is looked at before the optimizer's step."""
     model, optimizer = make(strategy)
