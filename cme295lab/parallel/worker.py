@@ -45,6 +45,8 @@ PRELOADED = ("torch", "torch.distributed", "torch._dynamo", "numpy", __name__)
 
 _GROUP_PATIENCE_S = 60.0  # a collective gives up this long after the caller's limit, so that the caller speaks first
 _PARENT_CHECK_S = 2.0
+# Of glibc's mallopt; larger thresholds than these are refused.
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _LARGEST_INT, _LARGEST_MMAP_THRESHOLD = -1, -3, 2**31 - 1, 32 * 2**20
 _PROGRESS_PERIOD_S = 0.05
 
 
@@ -253,8 +255,23 @@ def _set_the_stage(rank: int, job: Job) -> None:
     for name, lines in job.sources.items():
         linecache.cache[name] = (sum(map(len, lines)), None, list(lines), name)
     torch.set_num_threads(1)
+    _keep_freed_memory()
     random.seed(job.seed)
     np.random.seed(job.seed % 2**32)
+
+
+
+def _keep_freed_memory() -> None:
+    """Let this process keep what tensors give back, for the next ones.
+
+    The C library returns large blocks to the system at once and gets them again as pages of zeros, a fault per 4 KiB.
+    A training step frees and makes the same buffers over and over; in a process that serves one call, keeping them
+    costs nothing. Where the C library is another one, nothing is changed.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_M_TRIM_THRESHOLD, _LARGEST_INT)
+        mallopt(_M_MMAP_THRESHOLD, _LARGEST_MMAP_THRESHOLD)
 
 
 def _join_group(rank: int, job: Job) -> None:
