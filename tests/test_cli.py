@@ -13,7 +13,7 @@ from cme295lab.cli import parse_parameters
 from cme295lab.course import browser, doctor
 from cme295lab.course.doctor import Reading, what_runs_where
 from cme295lab.course.places import Course, CourseError, UsageError, find_course
-from cme295lab.parallel import pool
+from cme295lab.parallel.launch import pool
 
 TIMEOUT_S = 60
 

@@ -131,7 +131,7 @@ def _processes() -> Reading:
         return Reading("Processes", "unknown without PyTorch", "note", "`make setup`")
     import torch.distributed as dist
 
-    from cme295lab.parallel import pool
+    from cme295lab.parallel.launch import pool
 
     if why := pool.why_no_processes():
         return Reading("Processes", "none can be started: labs on several processes will not run", "note", why)

@@ -31,8 +31,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from cme295lab.grading.observe import Communication, RankFacts, StudentError, is_student, student_error
 from cme295lab.grading.result import Kind
 from cme295lab.grading.watch import line_text
-from cme295lab.parallel.c10d_operators import c10d_watch
-from cme295lab.parallel.calls import CollectiveCall
+from cme295lab.parallel.communication.c10d_operators import c10d_watch
+from cme295lab.parallel.communication.calls import CollectiveCall
 
 Scenario = Callable[..., Mapping[str, Any]]
 
@@ -261,7 +261,7 @@ def _student_line(frame: FrameType | None) -> tuple[str, bool]:
         if is_student(frame.f_code.co_filename):
             return line_text(frame.f_code.co_filename, frame.f_lineno), from_library
         module = str(frame.f_globals.get("__name__", ""))
-        if module.startswith(f"{_LIBRARY}.") and module.removeprefix(f"{_LIBRARY}.") not in _SEAMS:
+        if module.startswith(f"{_LIBRARY}.") and module.rpartition(".")[2] not in _SEAMS:
             from_library = True
         frame = frame.f_back
     return "", False

@@ -1,15 +1,8 @@
 """Where the memory of a training step goes: by formula, and by measurement.
 
-The formulas, in reading order: ``precision`` (which number format holds weights, gradients, masters and states),
-``model_states`` (bytes of those, for every optimizer, whole or sharded by ZeRO), ``activations`` (what the course's
-`DecoderLM` keeps for the backward pass, operator by operator), ``korthikanti`` (the same as a published table counts
-it), ``ledger`` (all of it for one training step: `training_memory`), ``fit`` (does it fit a GPU, what is the largest
-that does, which change is the cheapest).
-
-The measurement: ``timeline`` (`MemoryTimeline` follows every storage of real code; ``storages``, ``classify``,
-``saved`` and ``origin`` are its parts), ``recompute`` (activation checkpointing written out, to be measured).
-
-``compare`` runs a real step of a real model and lays formula and measurement side by side.
+Three parts, in reading order. ``formulas``: a training step on paper, line by line (`training_memory`), what of it fits
+a GPU, and what would. ``measurement``: a training step as it runs, every storage followed (`MemoryTimeline`), and the
+two held against each other (`compare`). ``recompute``: activation checkpointing written out, to be measured.
 """
 
 from __future__ import annotations
@@ -18,9 +11,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cme295lab.memory.comparison import Comparison, compare
-    from cme295lab.memory.fit import Fix, cheapest_fix, largest_fitting
-    from cme295lab.memory.ledger import (
+    from cme295lab.memory.formulas.fit import Fix, cheapest_fix, largest_fitting
+    from cme295lab.memory.formulas.ledger import (
         LedgerRow,
         MemoryLedger,
         Verdict,
@@ -28,47 +20,47 @@ if TYPE_CHECKING:
         kv_cache_bytes,
         training_memory,
     )
-    from cme295lab.memory.model_states import (
+    from cme295lab.memory.formulas.model_states import (
         ModelStates,
         blockwise_bits_per_parameter,
         bytes_per_parameter,
         largest_model_parameters,
         zero_model_state_bytes,
     )
-    from cme295lab.memory.precision import POLICIES, PrecisionPolicy, get_policy
+    from cme295lab.memory.formulas.precision import POLICIES, PrecisionPolicy, get_policy
+    from cme295lab.memory.formulas.setting import ParallelConfig, TrainingSetting
+    from cme295lab.memory.measurement.comparison import Comparison, compare
+    from cme295lab.memory.measurement.timeline import MemoryTimeline
     from cme295lab.memory.recompute import apply_recompute, checkpoint, recomputed_flops
-    from cme295lab.memory.setting import ParallelConfig, TrainingSetting
-    from cme295lab.memory.timeline import MemoryTimeline
 
 _HOME: dict[str, str] = {
-    "Comparison": "comparison",
-    "Fix": "fit",
-    "LedgerRow": "ledger",
-    "MemoryLedger": "ledger",
-    "MemoryTimeline": "timeline",
-    "ModelStates": "model_states",
-    "POLICIES": "precision",
-    "ParallelConfig": "setting",
-    "PrecisionPolicy": "precision",
-    "TrainingSetting": "setting",
-    "Verdict": "ledger",
-    "bytes_per_parameter": "model_states",
+    "Comparison": "measurement.comparison",
+    "Fix": "formulas.fit",
+    "LedgerRow": "formulas.ledger",
+    "MemoryLedger": "formulas.ledger",
+    "MemoryTimeline": "measurement.timeline",
+    "ModelStates": "formulas.model_states",
+    "POLICIES": "formulas.precision",
+    "ParallelConfig": "formulas.setting",
+    "PrecisionPolicy": "formulas.precision",
+    "TrainingSetting": "formulas.setting",
+    "Verdict": "formulas.ledger",
+    "bytes_per_parameter": "formulas.model_states",
     "apply_recompute": "recompute",
-    "blockwise_bits_per_parameter": "model_states",
-    "cheapest_fix": "fit",
+    "blockwise_bits_per_parameter": "formulas.model_states",
+    "cheapest_fix": "formulas.fit",
     "checkpoint": "recompute",
-    "compare": "comparison",
-    "get_policy": "precision",
-    "inference_memory": "ledger",
-    "kv_cache_bytes": "ledger",
-    "largest_fitting": "fit",
-    "largest_model_parameters": "model_states",
+    "compare": "measurement.comparison",
+    "get_policy": "formulas.precision",
+    "inference_memory": "formulas.ledger",
+    "kv_cache_bytes": "formulas.ledger",
+    "largest_fitting": "formulas.fit",
+    "largest_model_parameters": "formulas.model_states",
     "recomputed_flops": "recompute",
-    "training_memory": "ledger",
-    "zero_model_state_bytes": "model_states",
+    "training_memory": "formulas.ledger",
+    "zero_model_state_bytes": "formulas.model_states",
 }
-_MODULES = ("activations", "comparison", "fit", "korthikanti", "ledger", "model_states", "moments", "precision",
-            "real_step", "recompute", "setting", "shapes", "snapshot", "timeline")  # fmt: skip
+_MODULES = ("formulas", "measurement", "recompute")
 
 __all__: list[str] = [
     "training_memory",

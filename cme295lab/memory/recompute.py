@@ -33,8 +33,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from cme295lab.memory.records import OFFLOADED
-from cme295lab.memory.timeline import running_timelines
+from cme295lab.memory.measurement.records import OFFLOADED
+from cme295lab.memory.measurement.timeline import running_timelines
 from cme295lab.transformer.config import ModelConfig
 
 Kind = Literal["none", "selective", "full"]

@@ -13,8 +13,8 @@ from typing import Any
 
 from cme295lab.hardware import Device, get_device
 from cme295lab.memory import MemoryLedger, TrainingSetting
-from cme295lab.memory.ledger import Verdict, ledger_of
-from cme295lab.memory.precision import POLICIES
+from cme295lab.memory.formulas.ledger import Verdict, ledger_of
+from cme295lab.memory.formulas.precision import POLICIES
 from cme295lab.transformer import PRESETS
 
 _PREFIX = "#budget="

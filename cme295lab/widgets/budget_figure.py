@@ -5,7 +5,7 @@ from typing import Any
 
 from cme295lab import palette
 from cme295lab.hardware import Device
-from cme295lab.memory.comparison import Comparison
+from cme295lab.memory.measurement.comparison import Comparison
 from cme295lab.units import format_bytes
 from cme295lab.widgets.memory_colours import COLOURS
 from cme295lab.widgets.picture import Picture

@@ -1,12 +1,13 @@
 """A ring all-reduce as typed records: after each step, what every rank holds of every chunk, and what was sent.
 
-The steps are those of `cme295lab.parallel.schedules.ring_schedule`, which the course's `ring_all_reduce` follows with
-real sends and receives. Here the numbers are left out: a chunk is the set of ranks whose gradients are summed in it.
+The steps are those of `ring_schedule` in `cme295lab.parallel.communication.schedules`, which the course's
+`ring_all_reduce` follows with real sends and receives. Here the numbers are left out: a chunk is the set of ranks
+whose gradients are summed in it.
 """
 
 from dataclasses import dataclass
 
-from cme295lab.parallel.schedules import Transfer, ring_schedule
+from cme295lab.parallel.communication.schedules import Transfer, ring_schedule
 
 MAX_RANKS = 8  # as many as a ring in a notebook can show
 

@@ -103,5 +103,6 @@ def _tree(pieces: list[Piece], colours: dict[str, str]) -> list[tuple[str, str, 
     for number, piece in enumerate(pieces):
         lines = "<br>".join(html.escape(part) for part in (piece.operator, piece.source, piece.class_name) if part)
         text = f"{lines}<br>{format_bytes(piece.num_bytes)}"
-        rows.append((f"{piece.group}/{number}", piece.place, piece.group, piece.num_bytes, text, colours[piece.class_name]))
+        colour = colours[piece.class_name]
+        rows.append((f"{piece.group}/{number}", piece.place, piece.group, piece.num_bytes, text, colour))
     return rows or [("nothing", "nothing is alive", "", 0, "", palette.PALE)]

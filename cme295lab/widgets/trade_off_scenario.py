@@ -1,16 +1,17 @@
 """What each ZeRO stage saves and what it costs: bytes per GPU against the time of a step, for a link of any speed.
 
 One pure function, `trade_off`, and the records it returns. The formulas are those of `cme295lab.memory` (bytes of
-weights, gradients and optimizer state in mixed precision) and `cme295lab.parallel.step_time` (what communication does
-not hide behind computing); here they are only put together. A step computes 6 FLOP per parameter and token.
+weights, gradients and optimizer state in mixed precision) and `step_time` in `cme295lab.parallel.communication` (what
+communication does not hide behind computing); here they are only put together. A step computes 6 FLOP per parameter
+and token.
 """
 
 from dataclasses import dataclass
 
 from cme295lab.hardware import Device, get_device
 from cme295lab.memory import zero_model_state_bytes
-from cme295lab.parallel.cost_model import Link
-from cme295lab.parallel.step_time import StepTime, training_step_time
+from cme295lab.parallel.communication.cost_model import Link
+from cme295lab.parallel.communication.step_time import StepTime, training_step_time
 
 STAGES = (0, 1, 2, 3)
 _BYTES_ON_THE_WIRE = 2  # gradients and weights travel in 16 bits

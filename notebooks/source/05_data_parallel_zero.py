@@ -23,7 +23,7 @@ from torch import nn
 
 from cme295lab import memory, units
 from cme295lab.parallel import CommLedger, DataParallel, DistributedError, run_distributed
-from cme295lab.parallel import collectives, cost_model, step_time
+from cme295lab.parallel.communication import collectives, cost_model, step_time
 from cme295lab.transformer import DecoderLM, preset
 from cme295lab.widgets import RingWalk, ShardMap, TradeOffExplorer, parallel_figures
 
@@ -102,8 +102,9 @@ RingWalk(num_ranks=4, num_bytes=400e6).figure(step=3)
 #
 # $$2\,S\,\frac{N-1}{N}$$
 #
-# bytes per rank, less than $2S$ however many ranks there are. The ring of `cme295lab.parallel.collectives` is made of
-# sends and receives. Is it right, and is that what it sends? `CommLedger` counts.
+# bytes per rank, less than $2S$ however many ranks there are. The ring of
+# `cme295lab.parallel.communication.collectives` is made of sends and receives. Is it right, and is that what it sends?
+# `CommLedger` counts.
 
 
 # %%

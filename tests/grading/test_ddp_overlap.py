@@ -81,7 +81,7 @@ class OverlappedGradients:
         self.model = model
 
     def finish(self):
-        from cme295lab.parallel.collectives import ring_all_reduce
+        from cme295lab.parallel.communication.collectives import ring_all_reduce
 
         for p in self.model.parameters():
             ring_all_reduce(p.grad)

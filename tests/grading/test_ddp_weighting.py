@@ -38,7 +38,7 @@ HALVES = """\
 SHARES = "    share = num_tokens / total\n" + LOOP + "        parameter.grad = parameter.grad * share\n" + REDUCE
 EVERY_MODULE = "    for parameter in (p for m in model.modules() for p in m.parameters(recurse=False)):\n"
 LIBRARY = (
-    "    from cme295lab.parallel.collectives import ring_all_reduce\n"
+    "    from cme295lab.parallel.communication.collectives import ring_all_reduce\n"
     "    ring_all_reduce(next(model.parameters()).grad)\n"
 )
 

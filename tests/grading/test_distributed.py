@@ -110,7 +110,7 @@ def test_an_input_that_was_changed_in_place_is_named(seen: Observation) -> None:
 def test_the_library_is_told_from_its_seam() -> None:
     source = """\
 def student():
-    from cme295lab.parallel import collectives, transport
+    from cme295lab.parallel.communication import collectives, transport
     transport.all_reduce(torch.ones(4))
     collectives.ring_all_reduce(torch.ones(4))
 """

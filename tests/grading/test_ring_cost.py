@@ -97,7 +97,7 @@ def test_four_stubs_are_not_attempted() -> None:
 
 def test_right_numbers_are_those_of_the_cost_model() -> None:
     """The room's own model, written by others; and the break-even is where the two times are equal."""
-    from cme295lab.parallel import cost_model
+    from cme295lab.parallel.communication import cost_model
 
     link = Link(num_bytes=10**6, num_ranks=8, latency_s=5e-6, bytes_per_s=5e10)
     wire = cost_model.Link(name="a wire", latency_s=5e-6, bandwidth_bytes_per_s=5e10)
@@ -110,7 +110,7 @@ def test_right_numbers_are_those_of_the_cost_model() -> None:
 
 
 def test_break_even_is_that_of_the_cost_model() -> None:
-    from cme295lab.parallel import cost_model
+    from cme295lab.parallel.communication import cost_model
 
     wire = cost_model.Link(name="a wire", latency_s=5e-6, bandwidth_bytes_per_s=5e10)
     for num_ranks in (4, 6, 16, 100):

@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cme295lab.memory import ParallelConfig, get_policy
-from cme295lab.memory.activations import (
+from cme295lab.memory.formulas.activations import (
     block_activations,
     kept_activations,
     outer_activations,
     recomputed_bytes,
     total,
 )
-from cme295lab.memory.setting import TrainingSetting
+from cme295lab.memory.formulas.setting import TrainingSetting
 from cme295lab.transformer import DecoderLM, ModelConfig, preset
 
 BASE = ModelConfig(vocab_size=101, num_layers=2, dim=32, num_heads=4, mlp_dim=72, max_seq=64)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cme295lab.memory import ParallelConfig, compare
-from cme295lab.memory.real_step import MasterWeights
+from cme295lab.memory.measurement.real_step import MasterWeights
 from cme295lab.transformer import ModelConfig
 
 LLAMA = ModelConfig(name="llama", vocab_size=384, num_layers=2, dim=64, num_heads=4, num_kv_heads=2, mlp_dim=176,

@@ -3,10 +3,10 @@
 import pytest
 
 from cme295lab.memory import ParallelConfig
-from cme295lab.memory.activations import block_activations, kept_activations, total
-from cme295lab.memory.korthikanti import layer_bytes, layers_in_flight, scores_term, selective_share
-from cme295lab.memory.precision import get_policy
-from cme295lab.memory.setting import TrainingSetting
+from cme295lab.memory.formulas.activations import block_activations, kept_activations, total
+from cme295lab.memory.formulas.korthikanti import layer_bytes, layers_in_flight, scores_term, selective_share
+from cme295lab.memory.formulas.precision import get_policy
+from cme295lab.memory.formulas.setting import TrainingSetting
 from cme295lab.transformer import preset
 from cme295lab.units import GiB, MiB
 

@@ -18,8 +18,8 @@ from cme295lab.memory import (
     largest_model_parameters,
     zero_model_state_bytes,
 )
-from cme295lab.memory.model_states import model_states, optimizer_state_bytes
-from cme295lab.memory.shapes import ParameterShape, layers_of_stage, parameter_shapes
+from cme295lab.memory.formulas.model_states import model_states, optimizer_state_bytes
+from cme295lab.memory.formulas.shapes import ParameterShape, layers_of_stage, parameter_shapes
 from cme295lab.transformer import PRESETS, DecoderLM, ModelConfig, preset
 
 SMALL = ModelConfig(vocab_size=200, num_layers=2, dim=96, num_heads=4, num_kv_heads=2, mlp_dim=136, max_seq=32)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cme295lab.memory import MemoryTimeline
-from cme295lab.memory.timeline import running_timelines
+from cme295lab.memory.measurement.timeline import running_timelines
 from cme295lab.transformer import DecoderLM, ModelConfig
 from tests.memory.oracle import allocated_bytes, bytes_of
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.cuda import _memory_viz
 
 from cme295lab.memory import MemoryTimeline
-from cme295lab.memory.snapshot import memory_snapshot
+from cme295lab.memory.measurement.snapshot import memory_snapshot
 
 
 @pytest.fixture

@@ -9,7 +9,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from cme295lab.parallel import FullyShardedModel, transport
+from cme295lab.parallel import FullyShardedModel
+from cme295lab.parallel.communication import transport
 from cme295lab.transformer import DecoderLM, ModelConfig
 
 VOCAB, SEQ = 53, 10

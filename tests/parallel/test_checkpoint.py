@@ -19,7 +19,6 @@ from cme295lab.parallel import (
     DistributedError,
     FullyShardedModel,
     ZeroOptimizer,
-    checkpoint,
     consolidate,
     consolidate_optimizer,
     consolidated_state_dict,
@@ -27,7 +26,8 @@ from cme295lab.parallel import (
     run_distributed,
     save_sharded,
 )
-from cme295lab.parallel.checkpoint_files import read_manifest
+from cme295lab.parallel.checkpoints import checkpoint
+from cme295lab.parallel.checkpoints.checkpoint_files import read_manifest
 from cme295lab.transformer import DecoderLM, ModelConfig
 
 CONFIG = ModelConfig(

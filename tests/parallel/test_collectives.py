@@ -6,8 +6,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from cme295lab.parallel import collectives, run_distributed
-from cme295lab.parallel.comm_ledger import CommLedger
+from cme295lab.parallel import run_distributed
+from cme295lab.parallel.communication import collectives
+from cme295lab.parallel.communication.comm_ledger import CommLedger
 
 DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64)
 SHAPES = ((24,), (1,), (0,), (13,), (3, 7))

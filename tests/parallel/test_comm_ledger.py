@@ -8,9 +8,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from cme295lab.parallel import c10d_operators, run_distributed, transport
-from cme295lab.parallel.c10d_operators import decode
-from cme295lab.parallel.comm_ledger import CommLedger, ledger_tag, merge
+from cme295lab.parallel import run_distributed
+from cme295lab.parallel.communication import c10d_operators, transport
+from cme295lab.parallel.communication.c10d_operators import decode
+from cme295lab.parallel.communication.comm_ledger import CommLedger, ledger_tag, merge
 
 ELEMENTS = 24  # divides by 1, 2, 3, 4 and 8 ranks
 

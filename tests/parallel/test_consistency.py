@@ -6,9 +6,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from cme295lab.parallel import run_distributed, transport
-from cme295lab.parallel.comm_ledger import CommLedger, ledger_tag
-from cme295lab.parallel.consistency import CollectiveMismatch, checked
+from cme295lab.parallel import run_distributed
+from cme295lab.parallel.communication import transport
+from cme295lab.parallel.communication.comm_ledger import CommLedger, ledger_tag
+from cme295lab.parallel.communication.consistency import CollectiveMismatch, checked
 
 X = 6
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 
 from cme295lab.hardware import get_device
-from cme295lab.parallel import schedules
-from cme295lab.parallel.cost_model import (
+from cme295lab.parallel.communication import schedules
+from cme295lab.parallel.communication.cost_model import (
     LINKS,
     Cluster,
     Link,
@@ -21,7 +21,7 @@ from cme295lab.parallel.cost_model import (
     nvlink,
     wire_bytes,
 )
-from cme295lab.parallel.step_time import training_step_time
+from cme295lab.parallel.communication.step_time import training_step_time
 
 GRADIENTS = 2 * 6.738e9  # a 7B model's, in bf16
 SLOW = Link(name="slow", latency_s=0.5, bandwidth_bytes_per_s=10.0)

@@ -17,7 +17,7 @@ from cme295lab.parallel import (
     run_distributed,
     token_scale,
 )
-from cme295lab.parallel.buckets import plan_buckets
+from cme295lab.parallel.replication.buckets import plan_buckets
 
 STRATEGIES = ("naive", "flat", "bucketed")
 

@@ -15,8 +15,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from cme295lab.parallel import pool, report_progress, run_distributed, shutdown_pool
-from cme295lab.parallel.launcher import choose_backend
+from cme295lab.parallel import report_progress, run_distributed, shutdown_pool
+from cme295lab.parallel.launch import pool
+from cme295lab.parallel.launch.launcher import choose_backend
 
 
 class Point:

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from cme295lab.parallel import DistributedError, run_distributed
-from cme295lab.parallel.blame import Frame, Outcome, collective_of, describe_exit, explain, where
+from cme295lab.parallel.launch.blame import Frame, Outcome, collective_of, describe_exit, explain, where
 
 SOON_S = 10.0  # "within seconds", on a machine on which other tests run
 

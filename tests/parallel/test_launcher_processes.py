@@ -17,7 +17,8 @@ LIMIT_S = 90.0
 IDLE_RANKS = """
 import os, subprocess, time
 import torch.distributed as dist
-from cme295lab.parallel import pool, run_distributed
+from cme295lab.parallel import run_distributed
+from cme295lab.parallel.launch import pool
 
 def warm_up():
     return os.getpid()
@@ -165,7 +166,8 @@ def test_another_number_of_processes_than_torchruns_is_refused(monkeypatch: pyte
 def test_a_fork_of_the_caller_is_refused_and_leaves_its_processes_alone() -> None:
     code = """
 import os
-from cme295lab.parallel import pool, run_distributed
+from cme295lab.parallel import run_distributed
+from cme295lab.parallel.launch import pool
 def pid(): return os.getpid()
 run_distributed(pid, 1)
 waiting = {each.process.pid for each in pool._waiting}

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cme295lab.parallel.partition import FlatLayout, Piece, common_part
+from cme295lab.parallel.sharding.partition import FlatLayout, Piece, common_part
 
 
 def _layout(shapes, num_ranks):

@@ -8,8 +8,8 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
-from cme295lab.parallel import schedules
-from cme295lab.parallel.schedules import ADDING_PHASES, Transfer
+from cme295lab.parallel.communication import schedules
+from cme295lab.parallel.communication.schedules import ADDING_PHASES, Transfer
 
 RANKS = st.integers(1, 33)
 

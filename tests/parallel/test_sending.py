@@ -2,7 +2,7 @@
 
 import torch.distributed as dist
 
-from cme295lab.parallel import sending
+from cme295lab.parallel.launch import sending
 
 config = {"width": 3}
 

@@ -9,10 +9,10 @@ import torch.distributed as dist
 from torch import nn
 
 from cme295lab.parallel import NonFiniteGradients, run_distributed
-from cme295lab.parallel.elementwise import check_elementwise
-from cme295lab.parallel.parameter_groups import number_groups
-from cme295lab.parallel.partition import FlatLayout
-from cme295lab.parallel.sharded_optimizer import ShardedOptimizer
+from cme295lab.parallel.sharding.elementwise import check_elementwise
+from cme295lab.parallel.sharding.parameter_groups import number_groups
+from cme295lab.parallel.sharding.partition import FlatLayout
+from cme295lab.parallel.sharding.sharded_optimizer import ShardedOptimizer
 
 
 class SignedMomentum(torch.optim.Optimizer):

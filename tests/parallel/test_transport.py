@@ -7,8 +7,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from cme295lab.parallel import exchange, run_distributed, transport
-from cme295lab.parallel.exchange import PIECE_BYTES, SCRATCH_BYTES, sequencer
+from cme295lab.parallel import run_distributed
+from cme295lab.parallel.communication import exchange, transport
+from cme295lab.parallel.communication.exchange import PIECE_BYTES, SCRATCH_BYTES, sequencer
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
 LENGTHS = (0, 1, 3, 7, 64, 1000, 300_001)  # the last one goes in shards
@@ -259,7 +260,7 @@ def _another_backend():
     """On a backend other than gloo, here torch's fake one of four ranks, the calls are torch's own."""
     import torch.testing._internal.distributed.fake_pg as fake_pg
 
-    from cme295lab.parallel.comm_ledger import CommLedger
+    from cme295lab.parallel.communication.comm_ledger import CommLedger
 
     dist.destroy_process_group()
     dist.init_process_group("fake", store=fake_pg.FakeStore(), rank=1, world_size=4)

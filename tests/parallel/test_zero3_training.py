@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from cme295lab.memory import MemoryTimeline
 from cme295lab.parallel import CommLedger, DataParallel, FullyShardedModel, ZeroOptimizer, run_distributed
-from cme295lab.parallel.gradient_health import NonFiniteGradients
-from cme295lab.parallel.sharded_unit import ROOT, assign_parameters, find_units
-from cme295lab.parallel.zero3_optimizer import FullyShardedOptimizer
+from cme295lab.parallel.sharding.gradient_health import NonFiniteGradients
+from cme295lab.parallel.sharding.sharded_unit import ROOT, assign_parameters, find_units
+from cme295lab.parallel.sharding.zero3_optimizer import FullyShardedOptimizer
 from cme295lab.transformer import DecoderLM
 from tests.parallel.sharded_cases import make_batch, make_config, mean_loss, padded_bytes, run_backward
 

@@ -131,7 +131,7 @@ def counted_bytes(num_bytes: int, num_ranks: int) -> float:
 
 
 def _run_ring(probe: Probe, student: None, num_elements: int) -> Mapping[str, Any]:
-    from cme295lab.parallel.collectives import ring_all_reduce
+    from cme295lab.parallel.communication.collectives import ring_all_reduce
 
     ring_all_reduce(torch.ones(num_elements))
     return {}

@@ -10,7 +10,7 @@ from cme295lab.grading.exercise import Property
 from cme295lab.grading.observe import refuse_function
 from cme295lab.grading.result import Outcome
 from cme295lab.grading.training_memory.formulas import Question, formula_property
-from cme295lab.memory.model_states import zero_model_state_bytes
+from cme295lab.memory.formulas.model_states import zero_model_state_bytes
 from cme295lab.units import GB, GiB
 
 Precision = Literal["fp32", "bf16-mixed"]

@@ -14,7 +14,7 @@ from torch.nn.functional import linear
 
 from cme295lab.grading.on_rank import Probe
 from cme295lab.grading.zero_sharding.states import settled
-from cme295lab.memory.timeline import MemoryTimeline
+from cme295lab.memory.measurement.timeline import MemoryTimeline
 
 FLOAT_BYTES = 4
 _RATE = 0.5

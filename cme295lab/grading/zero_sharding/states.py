@@ -30,7 +30,7 @@ from cme295lab.grading.exercise import Once, Property
 from cme295lab.grading.observe import Observation, RankFacts
 from cme295lab.grading.on_rank import Probe, Scenario
 from cme295lab.grading.result import Kind, Outcome
-from cme295lab.memory.timeline import MemoryTimeline
+from cme295lab.memory.measurement.timeline import MemoryTimeline
 
 OPTIONS: dict[str, Any] = {"lr": 0.02, "eps": 1e-3}
 ALLOWED = 1e-3 * 0.02  # of the learning rate
