@@ -1,7 +1,11 @@
-"""`make bench`: the simulator against Triton's interpreter and against PyTorch, counting on and off; import time; extra
-memory of a large launch. With --paper-table also the seconds for the paper's table, at full size: a few minutes.
+"""`make bench`: what the README claims, measured. `--only` chooses parts of it.
 
-Everything but the paper's table runs on one thread. Prints a table and writes build/benchmarks.json.
+- simulator: against Triton's interpreter and PyTorch, counting on and off; import time; extra memory of a large launch.
+  With --paper-table also the seconds for the paper's table, at full size: a few minutes.
+- memory: what watching a training step costs.
+- parallel: strategies of data parallelism on real processes, ours and PyTorch's own (some ten minutes).
+
+Everything but the paper's table runs on one thread per process. Prints tables and writes build/benchmarks.json.
 """
 
 from __future__ import annotations
@@ -12,6 +16,8 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -112,23 +118,54 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, default=ROOT / "build" / "benchmarks.json")
     parser.add_argument("--paper-table", action="store_true", help="time the paper's table, too (minutes)")
+    parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS))
     options = parser.parse_args()
     torch.set_num_threads(1)
+    result: dict[str, Any] = {}
+    for part in options.only:
+        result |= PARTS[part](options)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    print(f"written to {options.output}")
+
+
+def _simulator(options: argparse.Namespace) -> dict[str, Any]:
     rows = simulator_rows()
+    print("  ".join([f"{'case':<38}", *(f"{k:>10}" for k in list(rows[0])[1:])]))
+    print("\n".join(map(_line, rows)))
     result: dict[str, Any] = {
         "simulator": rows, "import seconds": import_seconds(), "extra megabytes": extra_megabytes()
     }  # fmt: skip
     if options.paper_table:
         result["paper table seconds"] = paper_table_seconds()
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(result, indent=2) + "\n")
-    print("  ".join([f"{'case':<38}", *(f"{k:>10}" for k in list(rows[0])[1:])]))
-    print("\n".join(map(_line, rows)))
     print(f"import cme295lab: {result['import seconds']:.3f} s")
     for name in ("extra megabytes", "paper table seconds"):
         for case, number in result.get(name, {}).items():
             print(f"{name}, {case}: {number:.0f}")
-    print(f"written to {options.output.relative_to(ROOT)}")
+    return result
+
+
+def _memory(_: argparse.Namespace) -> dict[str, Any]:
+    from tests.benchmarks.memory import timeline_rows
+
+    rows = timeline_rows()
+    for row in rows:
+        print(f"MemoryTimeline, {row.model}: a step takes {row.ratio:.2f} times as long")
+    return {"memory timeline": [asdict(row) for row in rows]}
+
+
+def _parallel(_: argparse.Namespace) -> dict[str, Any]:
+    from tests.benchmarks.parallel import parallel_rows, print_table, warm_start_seconds
+
+    start_s, rows = warm_start_seconds(4, 5), parallel_rows()
+    print_table(rows)
+    print(f"warm start of 4 ranks: {start_s:.2f} s")
+    return {"warm start seconds": start_s, "parallel": [asdict(row) for row in rows]}
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
+    "simulator": _simulator, "memory": _memory, "parallel": _parallel
+}  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -166,13 +166,18 @@ REJECTED = [
 ]
 
 
-@pytest.mark.parametrize(("part", "make", "made", "options"), ACCEPTED, ids=str)
+def named(value: object) -> str:
+    """An id that is the same in every process: a function is its name."""
+    return getattr(value, "__name__", str(value))
+
+
+@pytest.mark.parametrize(("part", "make", "made", "options"), ACCEPTED, ids=named)
 def test_memory_checks_accept_right_formulas(part: str, make, made: Student, options) -> None:
     result = checks.run(f"training_memory/{part}", make(made), **options)
     assert result.passed, result.message
 
 
-@pytest.mark.parametrize(("part", "make", "made"), REJECTED, ids=str)
+@pytest.mark.parametrize(("part", "make", "made"), REJECTED, ids=named)
 def test_memory_checks_name_the_mistake(part: str, make, made: Student) -> None:
     result = checks.run(f"training_memory/{part}", make(made))
     assert not result.passed
