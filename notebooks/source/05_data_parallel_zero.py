@@ -388,6 +388,7 @@ def train(strategy, num_steps=3):
         with memory.MemoryTimeline(model=model, optimizer=optimizer) as timeline, CommLedger() as ledger:
             loss_of(model, step).backward()
             timeline.mark([shard.gradient for shard in getattr(optimizer, "shards", ())], "gradient")
+            time.sleep(0.1)  # gloo lets go of the last message's tensors a moment after it has arrived
             held = timeline.by_class()
             optimizer.step()
             optimizer.zero_grad()

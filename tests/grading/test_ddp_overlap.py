@@ -55,7 +55,7 @@ class OverlappedGradients:
         self.sent = []
 """
 WITH_TRANSPORT = SEND.replace("dist.all_reduce", "transport.all_reduce").replace(
-    "        self", "        from cme295lab.parallel import transport\n        self"
+    "        self", "        from cme295lab.parallel.communication import transport\n        self"
 )
 WITH_FUTURES = (
     "        work = dist.all_reduce(flat, async_op=True)\n        self.sent.append((flat, work.get_future()))\n"

@@ -88,7 +88,7 @@ SAME_BUFFER = """\
     return travelling
 """
 ALL_REDUCE = "    total = tensor.clone()\n    dist.all_reduce(total)\n    return total.view(num_ranks, -1)[rank]\n"
-LIBRARY = "    from cme295lab.parallel import collectives\n    return collectives.ring_reduce_scatter(tensor)\n"
+LIBRARY = "    from cme295lab.parallel.communication import collectives\n    return collectives.ring_reduce_scatter(tensor)\n"
 
 RIGHT = [
     student("the solution"),

@@ -144,7 +144,7 @@ WRONG = [
             says=("a weight that they do not divide", "the output of rank 0"), at_most=0.9),
     student("a rank stays away", GATHER, "    if dist.get_rank() == 0:\n    " + GATHER, kind=Kind.RANKS_DISAGREE,
             says=("call number 1 is all_gather", "no rank may leave a gather"), at_most=0.0),
-    student("the library's", GATHER, "    from cme295lab.parallel import collectives\n"
+    student("the library's", GATHER, "    from cme295lab.parallel.communication import collectives\n"
             "    row.view(dist.get_world_size(), -1)[dist.get_rank()] = shard.detach()\n"
             "    collectives.ring_all_gather(row)\n", kind=Kind.NOT_ALLOWED,
             says="calls the course's library", at_most=0.2),

@@ -3,6 +3,8 @@
 The functions at the top run on ranks; an assertion that fails there fails the test, with the rank's traceback.
 """
 
+import time
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -121,9 +123,9 @@ def _bytes_are_as_published():
                 [w.gradient for w in optimizer.weights] if stage else [p.grad for p in model.parameters()]
             )
             timeline.mark(optimizer_gradients, "gradient")
-            live = timeline.by_class()
+            own = padded // num_ranks if stage else psi
+            live = _at_rest(timeline, gradient_bytes=4 * (own if stage == 2 else padded))
             optimizer.step()
-        own = padded // num_ranks if stage else psi
         assert live["weight"] == 4 * padded, (strategy, live)
         assert live["gradient"] == 4 * (own if stage == 2 else padded), (strategy, live)
         ends = sum(run.tensor.numel() for run in optimizer.runs) if stage else psi
@@ -137,6 +139,16 @@ def _bytes_are_as_published():
         assert _sent(gradients) == (2 * one_way if not stage else one_way)
         assert _sent(weights) == (one_way if stage else 0)
         assert _sent(ledger.by_tag().get("scalars")) <= 16
+
+
+def _at_rest(timeline, *, gradient_bytes):
+    """What is alive; gloo's threads let go of a message's tensors a moment after `wait` has returned."""
+    for _ in range(50):
+        live = timeline.by_class()
+        if live.get("gradient") == gradient_bytes:
+            break
+        time.sleep(0.01)
+    return live
 
 
 def _sent(entry):
