@@ -109,7 +109,7 @@ RingWalk(num_ranks=4, num_bytes=400e6).figure(step=3)
 
 # %%
 def run_ring(num_elements):
-    """Our ring against torch's all-reduce, on whole numbers, for which the order of summation does not matter."""
+    """Our ring against torch's all-reduce, on whole numbers: they add up alike in any order."""
     ours = torch.arange(num_elements, dtype=torch.float32) * (dist.get_rank() + 1)
     theirs = ours.clone()
     with CommLedger() as ledger:
@@ -250,8 +250,8 @@ traces, clocks = [], {}
 for strategy in ("naive", "flat", "bucketed"):
     start, end, ready, clock = run_distributed(watch_backward, 2, strategy)[0]
     sends = [(when - start, call.payload_bytes) for when, call in zip(clock.when, clock.calls)]
-    gradients = [when - start for when in ready]
-    traces.append(parallel_figures.BackwardTrace(label=strategy, gradients_s=gradients, sends=sends, end_s=end - start))
+    times = {"gradients_s": [when - start for when in ready], "sends": sends, "end_s": end - start}
+    traces.append(parallel_figures.BackwardTrace(label=strategy, **times))
     clocks[strategy] = clock
 display(parallel_figures.backward_traces(traces))
 
@@ -429,11 +429,12 @@ for stage, (strategy, ranks) in enumerate(runs.items()):
 # they stop after the first half, update, and send weights instead of gradients in the second. Only stage 3 pays: it
 # gathers the weights twice, for forward and for backward, $3\Psi$ instead of $2\Psi$.
 #
-# And the result? Adam does not care in which piece a number lies:
+# And the result? Adam does not care in which piece a number lies. If all weights of all runs are equal bit for bit,
+# there is one fingerprint:
 
 # %% tags=["nbval-check-output"]
 fingerprints = {found for ranks in runs.values() for *_, found in ranks}
-print(f"4 strategies, 4 ranks each, 3 steps: {len(fingerprints)} different set of weights, bit for bit")
+print("different weights after 3 steps, of 4 strategies on 4 ranks each:", len(fingerprints))
 assert len(fingerprints) == 1
 
 # %%
@@ -483,7 +484,8 @@ bf16_gradients = 2 * 6.738e9  # bytes, of a 7B model
 links = {"NVLink in a node": (8, cost_model.nvlink("H100")), "InfiniBand": (1024, "InfiniBand NDR")}
 for name, (num_ranks, link) in links.items():
     seconds = cost_model.collective_time_s("all_reduce", bf16_gradients, num_ranks, link)
-    print(f"{name:17} {num_ranks:5} ranks: {units.format_seconds(seconds)} for {units.format_bytes(bf16_gradients)}")
+    time_and_size = f"{units.format_seconds(seconds)} for {units.format_bytes(bf16_gradients)}"
+    print(f"{name:17} {num_ranks:5} ranks: {time_and_size}")
 
 # %% [markdown]
 # Is half a second much? It depends on what there is to compute meanwhile. A backward pass takes $4\Psi T$ operations
