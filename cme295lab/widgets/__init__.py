@@ -5,8 +5,9 @@ A view holds no algorithm. Read in pairs, the pure part first: `traffic_scenario
 product through an L2 cache) and `cache_explorer`; `budget` (a training step on a GPU, as a link) and `budget_explorer`;
 `shard_scenario` (who holds what under ZeRO) and `shard_map`; `ring_records` (an all-reduce, replayed) and `ring_walk`;
 `trade_off_scenario` (memory against time) and `trade_off_explorer`. `working_set` says what blocks need on chip,
-`figures` draws hardware, traffic, roofline and block-size sweeps, `memory_figures` measured timelines, `picture` is how
-a figure shows itself; what the walks share in the browser is in `walk_files`.
+`figures` draws hardware, traffic, roofline and block-size sweeps, `memory_figures` measured timelines,
+`parallel_figures` backward passes and ranks, `picture` is how a figure shows itself; what the walks share in the
+browser is in `walk_files`.
 """
 
 from cme295lab.widgets.budget import Budget

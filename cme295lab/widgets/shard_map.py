@@ -1,5 +1,6 @@
 """The shard map: which piece of weights, gradients and optimizer state each rank holds, moment by moment."""
 
+import textwrap
 from html import escape
 from typing import Any
 
@@ -96,7 +97,8 @@ class ShardMap(ipywidgets.VBox):
         axes.spines[:].set_visible(False)
         handles = [axes.barh(0, 0, color=COLOURS[kind], label=kind) for kind in KINDS]
         axes.legend(handles=handles, ncols=3, frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(0, 1))
-        axes.set_title(f"{_STAGE_NAMES[scenario.stage]}. {moment.caption}", loc="left", fontsize=9, pad=24)
+        title = textwrap.fill(f"{_STAGE_NAMES[scenario.stage]}. {moment.caption}", 100)
+        axes.set_title(title, loc="left", fontsize=9, pad=24)
         return picture
 
     def __repr__(self) -> str:

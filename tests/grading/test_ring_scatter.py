@@ -88,7 +88,10 @@ SAME_BUFFER = """\
     return travelling
 """
 ALL_REDUCE = "    total = tensor.clone()\n    dist.all_reduce(total)\n    return total.view(num_ranks, -1)[rank]\n"
-LIBRARY = "    from cme295lab.parallel.communication import collectives\n    return collectives.ring_reduce_scatter(tensor)\n"
+LIBRARY = """
+    from cme295lab.parallel.communication import collectives
+    return collectives.ring_reduce_scatter(tensor)
+"""
 
 RIGHT = [
     student("the solution"),

@@ -121,7 +121,10 @@ def _mistakes(tensors: Tensor, rank: int) -> Iterator[Hypothesis]:
     for num_added in range(2, num_ranks):
         for first in range(num_ranks):
             ranks = [(first + step) % num_ranks for step in range(num_added)]
-            cause = f"the parts of {num_added} of the {num_ranks} ranks are in it: a step is missing, or one too early"
+            cause = (
+                f"the parts of {num_added} of the {num_ranks} ranks are in it: a step is missing, or one too early (was "
+                "every message waited for?)"
+            )
             yield Hypothesis(cause, partial(_partial_mean, tensors, ranks, num_ranks))
     if mean.numel() % num_ranks:
         whole = mean.numel() // num_ranks * num_ranks

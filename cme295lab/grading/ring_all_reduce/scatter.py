@@ -117,5 +117,5 @@ def _partial_sum(chunks: Tensor, ranks: list[int], chunk: int) -> Tensor:
 def _too_few(num_added: int, num_ranks: int) -> str:
     return (
         f"the parts of {num_added} of the {num_ranks} ranks are in the sum: either a step is missing (there are "
-        f"{num_ranks - 1}), or a chunk is sent on without what has been received for it"
+        f"{num_ranks - 1}), or a chunk is sent on without what has been received for it (was every message waited for?)"
     )
