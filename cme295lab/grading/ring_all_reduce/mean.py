@@ -122,8 +122,8 @@ def _mistakes(tensors: Tensor, rank: int) -> Iterator[Hypothesis]:
         for first in range(num_ranks):
             ranks = [(first + step) % num_ranks for step in range(num_added)]
             cause = (
-                f"the parts of {num_added} of the {num_ranks} ranks are in it: a step is missing, or one too early (was "
-                "every message waited for?)"
+                f"the parts of {num_added} of the {num_ranks} ranks are in it: a step is missing, or one too early "
+                "(was every message waited for?)"
             )
             yield Hypothesis(cause, partial(_partial_mean, tensors, ranks, num_ranks))
     if mean.numel() % num_ranks:
