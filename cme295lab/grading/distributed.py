@@ -171,6 +171,19 @@ def on_each(judge: Callable[..., Outcome], case: RankCase, *more: Any) -> Callab
     return judge_all
 
 
+def on_each_or_why(
+    judge: Callable[..., Outcome], case: RankCase, *more: Any
+) -> Callable[[Sequence[RankFacts]], Outcome]:
+    """`on_each` for values: if they are wrong and the ranks did not call the same, that is why."""
+
+    def judge_all(ranks: Sequence[RankFacts]) -> Outcome:
+        outcome, same = on_each(judge, case, *more)(ranks), judge_same_calls(ranks)
+        return outcome if outcome.passed or same.passed else same
+
+    return judge_all
+
+
+
 def judge_same_calls(ranks: Sequence[RankFacts]) -> Outcome:
     """Judge whether all ranks called the same collectives in the same order; what differs may give any numbers."""
     difference = first_mismatch({facts.rank: [call.text for call in facts.collectives] for facts in ranks})

@@ -7,8 +7,9 @@ two held against each other (`compare`). ``recompute``: activation checkpointing
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cme295lab._lazy import lazy_names
 
 if TYPE_CHECKING:
     from cme295lab.memory.formulas.fit import Fix, cheapest_fix, largest_fitting
@@ -90,15 +91,4 @@ __all__: list[str] = [
     "recomputed_flops",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use, so that a formula costs no import of torch."""
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    if name in _HOME:
-        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _HOME, _MODULES)

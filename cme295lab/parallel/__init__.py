@@ -10,9 +10,9 @@ Everything runs on the CPU (gloo) and on GPUs (nccl), and unchanged under ``torc
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cme295lab._lazy import lazy_names
 
 if TYPE_CHECKING:
     from cme295lab.parallel.checkpoints.checkpoint import (
@@ -58,6 +58,7 @@ _HOME = {
     "shutdown_pool": "launch.pool",
     "token_scale": "replication.weighting",
 }
+_MODULES = ("checkpoints", "communication", "launch", "replication", "sharding")
 
 __all__ = [
     "CheckpointError",
@@ -81,15 +82,4 @@ __all__ = [
     "token_scale",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use, so that the formulas of this room cost no import of torch."""
-    if name in _HOME:
-        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    if not name.startswith("_") and importlib.util.find_spec(f"{__name__}.{name}"):
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _HOME, _MODULES)

@@ -7,8 +7,9 @@ built model, on the meta device and without a byte of memory, are as many as the
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from cme295lab._lazy import lazy_names
 
 if TYPE_CHECKING:
     from cme295lab.transformer.config import PRESETS, ModelConfig, ParameterCounts, preset
@@ -26,15 +27,4 @@ _MODULES = ("config", "decoder")
 
 __all__ = ["ModelConfig", "ParameterCounts", "PRESETS", "preset", "DecoderLM", "Block"]
 
-
-def __getattr__(name: str) -> Any:
-    """Import a public name on first use, so that counting parameters costs no import of torch."""
-    if name in _MODULES:
-        return importlib.import_module(f"{__name__}.{name}")
-    if name in _HOME:
-        return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}; it has {', '.join(__all__)}")
-
-
-def __dir__() -> list[str]:
-    return sorted([*globals(), *__all__])
+__getattr__, __dir__ = lazy_names(__name__, _HOME, _MODULES)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from cme295lab.grading.ddp_overlap.training import (
@@ -16,7 +16,7 @@ from cme295lab.grading.ddp_overlap.training import (
     scaled,
     what_else_it_calls,
 )
-from cme295lab.grading.distributed import judge_same_calls, on_each, rank_property, scene
+from cme295lab.grading.distributed import on_each, on_each_or_why, rank_property, scene
 from cme295lab.grading.exercise import Once, Property
 from cme295lab.grading.observe import RankFacts
 from cme295lab.grading.on_rank import Probe
@@ -43,7 +43,7 @@ def properties(*, seed: int = 0, bucket_bytes: int = 1200, num_micro_batches: in
     unused = Case(**sizes, num_ranks=3, num_tokens=(6, 6, 6), num_steps=2, without_branch=1)
     on_two, on_three, needs = _run(two), _run(unused), (_MEAN,)
     return [
-        rank_property(_MEAN, two, on_two, _judging_mean(two), weight=2),
+        rank_property(_MEAN, two, on_two, on_each_or_why(judge_mean, two), weight=2),
         rank_property(
             "within no_sync, nothing is sent", two, on_two, on_each(judge_silence, two), weight=2, needs=needs
         ),
@@ -57,12 +57,12 @@ def properties(*, seed: int = 0, bucket_bytes: int = 1200, num_micro_batches: in
             on_each(judge_last, two),
             needs=needs,
         ),
-        rank_property(_UNUSED, unused, on_three, _judging_mean(unused), weight=3, needs=needs),
+        rank_property(_UNUSED, unused, on_three, on_each_or_why(judge_mean, unused), weight=3, needs=needs),
         rank_property(
             "so it does in the next step",
             unused,
             on_three,
-            _judging_mean(unused, 1),
+            on_each_or_why(judge_mean, unused, 1),
             needs=(_MEAN, _UNUSED),
         ),
     ]
@@ -105,16 +105,6 @@ def judge_mean(case: Case, facts: RankFacts, step: int = 0) -> Outcome:
     want, own = case.mean(step), case.own_gradients(facts.rank, step)
     got, mistakes = facts.outputs["gradients"][step], _mistakes(case, want, own, step)
     return judge_gradients(got, want, mistakes, own)
-
-
-def _judging_mean(case: Case, step: int = 0) -> Callable[[Sequence[RankFacts]], Outcome]:
-    """Judge the gradients of every rank; if they are wrong and the ranks did not call the same, that is why."""
-
-    def judge(ranks: Sequence[RankFacts]) -> Outcome:
-        outcome, same = on_each(judge_mean, case, step)(ranks), judge_same_calls(ranks)
-        return outcome if outcome.passed or same.passed else same
-
-    return judge
 
 
 def _mistakes(case: Case, want: Gradients, own: Gradients, step: int) -> Iterator[tuple[str, Gradients]]:

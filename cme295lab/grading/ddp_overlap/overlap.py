@@ -21,7 +21,7 @@ from cme295lab.grading.ddp_overlap.training import (
     scaled,
     what_else_it_calls,
 )
-from cme295lab.grading.distributed import judge_same_calls, on_each, rank_property, scene
+from cme295lab.grading.distributed import on_each, on_each_or_why, rank_property, scene
 from cme295lab.grading.exercise import Once, Property
 from cme295lab.grading.observe import Communication, RankFacts
 from cme295lab.grading.on_rank import Probe
@@ -52,8 +52,8 @@ def properties(
     three = Case(seed=seed, num_ranks=3, num_tokens=tokens, bucket_bytes=larger_bucket_bytes)
     on_two, needs = _run(two), (_MEAN,)
     return [
-        rank_property(_MEAN, two, on_two, _judging_mean(two), weight=2),
-        rank_property("the next step is right, too", two, on_two, _judging_mean(two, 1), needs=needs),
+        rank_property(_MEAN, two, on_two, on_each_or_why(judge_mean, two), weight=2),
+        rank_property("the next step is right, too", two, on_two, on_each_or_why(judge_mean, two, 1), needs=needs),
         rank_property("every gradient is sent once", two, on_two, on_each(judge_bytes, two, "step 0"), needs=needs),
         rank_property(
             "gradients travel in buckets of bucket_bytes",
@@ -71,7 +71,7 @@ def properties(
             "three ranks and larger buckets work, the last of which is not full",
             three,
             _run(three),
-            _judging_mean(three),
+            on_each_or_why(judge_mean, three),
             weight=2,
             needs=needs,
         ),
@@ -117,16 +117,6 @@ def judge_mean(case: Case, facts: RankFacts, step: int = 0) -> Outcome:
     want, own = case.mean(step), case.own_gradients(facts.rank, step)
     got, mistakes = facts.outputs["gradients"][step], _mistakes(case, want, own, step)
     return judge_gradients(got, want, mistakes, own, _SECOND_STEP if step else "")
-
-
-def _judging_mean(case: Case, step: int = 0) -> Callable[[Sequence[RankFacts]], Outcome]:
-    """Judge the gradients of every rank; if they are wrong and the ranks did not call the same, that is why."""
-
-    def judge(ranks: Sequence[RankFacts]) -> Outcome:
-        outcome, same = on_each(judge_mean, case, step)(ranks), judge_same_calls(ranks)
-        return outcome if outcome.passed or same.passed else same
-
-    return judge
 
 
 def _mistakes(case: Case, want: Gradients, own: Gradients, step: int) -> Iterator[tuple[str, Gradients]]:

@@ -85,7 +85,7 @@ def compare(config: ModelConfig | str, *, seed: int = 0, **options: Any) -> Comp
     Raises:
         ValueError: an option that one process cannot run, such as parallelism.
 
-        >>> print(compare("course-1m", seq=64, micro_batch=2, policy="fp32"))  # doctest: +SKIP
+    For instance `print(compare("course-1m", seq=64, micro_batch=2, policy="fp32"))`.
     """
     ledger = training_memory(config, **({"step": "loop"} | options))
     if ledger.setting is None:
