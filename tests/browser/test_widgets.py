@@ -46,6 +46,7 @@ WATCH_KEYS = """selectors => {
 BARS_SHOW = """texts => [...document.querySelectorAll('.traffic-explorer .bartext')]
   .map(e => e.textContent).join() === texts"""
 
+HEADLINE_SHOWS = "text => document.querySelector('.traffic-summary .big').innerText === text"
 
 TEXTS = {  # the property that colours each
     ".tw-caption": "color",
@@ -108,7 +109,7 @@ def check_traffic(page: Page, expected: TrafficScenario) -> None:
     """Bars, table and headline show the scenario."""
     texts = [format_bytes(value) for value in expected.bars.values()]
     page.wait_for_function(BARS_SHOW, arg=",".join(texts), timeout=10_000)
-    assert page.locator(".traffic-summary .big").inner_text() == headline(expected)
+    page.wait_for_function(HEADLINE_SHOWS, arg=headline(expected), timeout=10_000)  # it comes after the bars
     for name, cost in (("standard", expected.standard), ("flash", expected.flash)):
         cells = page.locator(f".traffic-summary tr.traffic-{name} td").all_inner_texts()
         assert cells[1] == format_bytes(cost.num_bytes)
