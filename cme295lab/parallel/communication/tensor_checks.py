@@ -1,4 +1,4 @@
-"""What the calls of `transport` and `collectives` accept, checked once for all of them."""
+"""What the calls of this room accept, checked once for all of them."""
 
 from __future__ import annotations
 
@@ -23,6 +23,17 @@ def resolve_group(group: dist.ProcessGroup | None) -> dist.ProcessGroup:
         raise ValueError("there is no process group yet: call inside run_distributed(...), or init_process_group first")
     assert dist.group.WORLD is not None
     return dist.group.WORLD
+
+
+def check_float_dtypes(**dtypes: torch.dtype | None) -> None:
+    """Check that each is a floating dtype, or None.
+
+    Raises:
+        ValueError: naming the argument and what it is.
+    """
+    for name, dtype in dtypes.items():
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ValueError(f"{name} must be a floating dtype such as torch.bfloat16, or None, got {dtype!r}")
 
 
 def check_flat(**tensors: Tensor) -> int:

@@ -41,7 +41,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from cme295lab.parallel.communication.tensor_checks import resolve_group
+from cme295lab.parallel.communication.tensor_checks import check_float_dtypes, resolve_group
 from cme295lab.parallel.replication.replicas import broadcast_values, check_same_model
 from cme295lab.parallel.replication.weighting import token_scale
 from cme295lab.parallel.sharding.sharded_parameters import ShardedParameters
@@ -242,6 +242,4 @@ def _check_model(model: nn.Module, num_ranks: int, **dtypes: torch.dtype | None)
             f"the model has {num_elements} parameters for {num_ranks} ranks, so some rank would hold none; use "
             f"{max(1, num_elements)} ranks at most"
         )
-    for name, dtype in dtypes.items():
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise ValueError(f"{name} must be a floating dtype such as torch.bfloat16, or None, got {dtype!r}")
+    check_float_dtypes(**dtypes)

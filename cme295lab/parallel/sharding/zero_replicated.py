@@ -19,7 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from cme295lab.parallel.communication.tensor_checks import resolve_group
+from cme295lab.parallel.communication.tensor_checks import check_float_dtypes, resolve_group
 from cme295lab.parallel.replication.backward_watch import BackwardWatch, check_unwatched
 from cme295lab.parallel.replication.buckets import DEFAULT_BUCKET_BYTES, Bucket, InOrder, plan_buckets
 from cme295lab.parallel.replication.replicas import broadcast_values, check_same_model
@@ -74,7 +74,7 @@ class ReplicatedWeightsOptimizer(ShardedOptimizer):
     ) -> None:
         group = resolve_group(group)
         check_same_model(model, group=group)
-        _check_dtypes(compute_dtype=compute_dtype, reduce_dtype=reduce_dtype)
+        check_float_dtypes(compute_dtype=compute_dtype, reduce_dtype=reduce_dtype)
         check_unwatched(model)
         check_on_nonfinite(on_nonfinite)
         named = dict(model.named_parameters())
@@ -163,12 +163,6 @@ class ReplicatedWeightsOptimizer(ShardedOptimizer):
         if has_failed:  # what was sent and what not is mixed up: begin the step anew
             self._buckets.reset()
             self.zero_grad()
-
-
-def _check_dtypes(**dtypes: torch.dtype | None) -> None:
-    for name, dtype in dtypes.items():
-        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
-            raise ValueError(f"{name} must be a floating dtype such as torch.bfloat16, or None, got {dtype!r}")
 
 
 def _compute_in(model: nn.Module, dtype: torch.dtype) -> Any:
