@@ -10,6 +10,7 @@ import torch.distributed as dist
 from cme295lab.parallel import run_distributed
 from cme295lab.parallel.communication import exchange, transport
 from cme295lab.parallel.communication.exchange import PIECE_BYTES, SCRATCH_BYTES, sequencer
+from tests.parallel.refusals import messages_of
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.int32)
 LENGTHS = (0, 1, 3, 7, 64, 1000, 300_001)  # the last one goes in shards
@@ -209,7 +210,7 @@ def test_long_sum_needs_little_memory_and_its_thread_ends_with_the_group():
 
 
 def _bad_input():
-    x, messages = torch.ones(4), []
+    x = torch.ones(4)
     calls = {
         "list": lambda: transport.all_reduce([1.0]),
         "shape": lambda: transport.all_reduce(torch.ones(2, 2)),
@@ -223,14 +224,7 @@ def _bad_input():
         "sizes": lambda: transport.all_to_all(x, x, input_split_sizes=[1, 2]),
         "group": lambda: transport.barrier(group=-100),
     }
-    for call in calls.values():
-        try:
-            call()
-        except (TypeError, ValueError) as error:
-            messages.append(f"{type(error).__name__}: {error}")
-        else:
-            messages.append("no error")
-    return messages
+    return messages_of(calls.values())
 
 
 def test_bad_input_is_named():
