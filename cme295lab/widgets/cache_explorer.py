@@ -12,6 +12,7 @@ from cme295lab import palette
 from cme295lab.hardware import DEVICES, get_device
 from cme295lab.units import KiB, format_bytes
 from cme295lab.widgets.cache_scenario import INNER_TILES, CacheScenario, cache_scenario
+from cme295lab.widgets.controls import arrange, choice_menu, choice_slider, watch
 from cme295lab.widgets.picture import Picture
 
 _CHOICES: dict[str, Sequence[int]] = {
@@ -64,13 +65,8 @@ class CacheExplorer(ipywidgets.VBox):
         self.plot = _empty_plot()
         self._look: dict[str, Any] = {}
         self._redraw()
-        for control in self.controls.values():
-            control.observe(self._redraw, "value")
-        row = ipywidgets.Layout(display="flex", flex_flow="row wrap")
-        columns = [("tiles", "group"), ("ctas_per_sm", "l2_kib"), ("device", "show")]
-        controls = ipywidgets.Box(
-            [ipywidgets.VBox([self.controls[name] for name in names]) for names in columns], layout=row
-        )
+        watch(self.controls, self._redraw)
+        controls = arrange(self.controls, ("tiles", "group"), ("ctas_per_sm", "l2_kib"), ("device", "show"))
         super().__init__([ipywidgets.HTML(_STYLE), controls, self._text, self.plot])
         self.add_class("cache-explorer")
 
@@ -193,25 +189,12 @@ def _text_of(name: str, choice: int) -> str:
 
 
 def _slider(name: str, value: int) -> Any:
-    if value not in _CHOICES[name]:
-        allowed = ", ".join(str(choice) for choice in _CHOICES[name])
-        raise ValueError(f"{name} must be one of {allowed}, got {value}")
     options = [(_text_of(name, choice), choice) for choice in _CHOICES[name]]
-    slider = ipywidgets.SelectionSlider(
-        options=options, value=value, description=_LABELS[name], style={"description_width": "82px"}
-    )
-    slider.layout.width = "310px"
-    slider.add_class(f"cache-{name}")
-    return slider
+    return choice_slider("cache", name, options, value, label=_LABELS[name], width="310px", label_width="82px")
 
 
 def _dropdown(name: str, options: list[str], value: str) -> Any:
-    dropdown = ipywidgets.Dropdown(
-        options=options, value=value, description=_LABELS[name], style={"description_width": "60px"}
-    )
-    dropdown.layout.width = "230px"
-    dropdown.add_class(f"cache-{name}")
-    return dropdown
+    return choice_menu("cache", name, options, value, label=_LABELS[name], label_width="60px")
 
 
 _PLOT_WIDTH, _PLOT_HEIGHT = 900, 430  # pixels; left to plotly they would change with the window's size

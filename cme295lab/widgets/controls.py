@@ -28,8 +28,9 @@ def choice_slider(
     Raises:
         ValueError: if the value is none of the choices.
     """
-    if value not in [choice for _, choice in options]:
-        raise ValueError(f"{name} must be one of {', '.join(text for text, _ in options)}, got {value!r}")
+    choices = [choice for _, choice in options]
+    if value not in choices:
+        raise ValueError(f"{name} must be one of {', '.join(map(str, choices))}, got {value!r}")
     slider: Any = ipywidgets.SelectionSlider(
         options=options, value=value, description=label, style={"description_width": label_width}
     )

@@ -3,12 +3,21 @@
 from typing import Any
 
 import ipywidgets
-import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from cme295lab import palette
 from cme295lab.hardware import DEVICES, get_device
 from cme295lab.units import format_bytes, format_rate, format_seconds
+from cme295lab.widgets.controls import (
+    arrange,
+    choice_menu,
+    choice_slider,
+    explorer_style,
+    live_plot,
+    nearest_choice,
+    summary_table,
+    watch,
+)
 from cme295lab.widgets.picture import Picture
 from cme295lab.widgets.trade_off_scenario import TradeOff, trade_off
 
@@ -52,29 +61,23 @@ class TradeOffExplorer(ipywidgets.VBox):
         overlap: float = 0.9,
         device: str = "A100",
     ) -> None:
-        nearest = min(_LINKS, key=lambda rate: abs(rate - link_bytes_per_s))
+        links = [(_link(rate), rate) for rate in _LINKS]
+        link = nearest_choice(links, link_bytes_per_s)
         self.controls: dict[str, Any] = {
             "parameters": _dropdown("parameters", list(_PARAMETERS), parameters),
             "device": _dropdown("device", list(DEVICES), get_device(device).name),
             "num_ranks": _slider("num_ranks", [(f"{n:,}", n) for n in _RANKS], num_ranks),
             "tokens_per_gpu": _slider("tokens_per_gpu", [(f"{n:,}", n) for n in _TOKENS], tokens_per_gpu),
-            "link_bytes_per_s": _slider("link_bytes_per_s", [(_link(rate), rate) for rate in _LINKS], nearest),
+            "link_bytes_per_s": _slider("link_bytes_per_s", links, link, width="520px"),
             "overlap": _slider("overlap", [(f"{share:.0%}", share) for share in _OVERLAPS], overlap),
         }
-        self.controls["link_bytes_per_s"].layout.width = "520px"
         self._text = ipywidgets.HTML()
         self.plot = _empty_plot()
         self._redraw()
-        for control in self.controls.values():
-            control.observe(self._redraw, "value")
-
-        def column(*names: str) -> Any:
-            return ipywidgets.VBox([self.controls[name] for name in names])
-
-        row = ipywidgets.Layout(display="flex", flex_flow="row wrap")
-        columns = [column("parameters", "device"), column("num_ranks", "tokens_per_gpu"),
-                   column("link_bytes_per_s", "overlap")]  # fmt: skip
-        super().__init__([ipywidgets.HTML(_STYLE), ipywidgets.Box(columns, layout=row), self._text, self.plot])
+        watch(self.controls, self._redraw)
+        columns = (("parameters", "device"), ("num_ranks", "tokens_per_gpu"), ("link_bytes_per_s", "overlap"))
+        style = explorer_style("trade", _READOUT)
+        super().__init__([style, arrange(self.controls, *columns), self._text, self.plot])
         self.add_class("trade-explorer")
 
     @property
@@ -152,18 +155,14 @@ def advice(scenario: TradeOff) -> str:
 
 def summary_html(scenario: TradeOff) -> str:
     """The advice, and a line per stage."""
-    rows = "".join(
-        f"<tr><td>{name}</td><td>{format_bytes(cost.state_bytes)}</td><td>{format_bytes(cost.time.sent_bytes)}</td>"
-        f"<td>{format_seconds(cost.time.communication_s)}</td><td>{format_seconds(cost.time.exposed_s)}</td>"
-        f"<td>{format_seconds(cost.time.step_s)}</td><td>{cost.time.efficiency:.1%}</td></tr>"
+    rows = [
+        [name, format_bytes(cost.state_bytes), format_bytes(cost.time.sent_bytes),
+         format_seconds(cost.time.communication_s), format_seconds(cost.time.exposed_s),
+         format_seconds(cost.time.step_s), f"{cost.time.efficiency:.1%}"]
         for name, cost in zip(_NAMES, scenario.stages, strict=True)
-    )
-    head = "".join(f"<th>{text}</th>" for text in ("", "states per GPU", "sent per step", "communication",
-                                                   "not hidden", "step", "computing"))  # fmt: skip
-    return (
-        f'<div class="trade-summary" role="status"><b>{advice(scenario)}</b>'
-        f"<table><tr>{head}</tr>{rows}</table></div>"
-    )
+    ]  # fmt: skip
+    head = ("", "states per GPU", "sent per step", "communication", "not hidden", "step", "computing")
+    return summary_table("trade", advice(scenario), head, rows)
 
 
 def _link(rate: float) -> str:
@@ -175,37 +174,18 @@ _LABELS = {"parameters": "parameters", "device": "GPU", "num_ranks": "GPUs", "to
            "link_bytes_per_s": "link", "overlap": "overlap"}  # fmt: skip
 
 
-def _slider(name: str, options: list[tuple[str, Any]], value: Any) -> Any:
-    if value not in [choice for _, choice in options]:
-        raise ValueError(f"{name} must be one of {', '.join(str(choice) for _, choice in options)}, got {value}")
-    slider = ipywidgets.SelectionSlider(
-        options=options, value=value, description=_LABELS[name], style={"description_width": "86px"}
-    )
-    slider.add_class(f"trade-{name}")
-    return slider
+def _slider(name: str, options: list[tuple[str, Any]], value: Any, width: str = "300px") -> Any:
+    return choice_slider("trade", name, options, value, label=_LABELS[name], width=width)
 
 
 def _dropdown(name: str, options: list[str], value: str) -> Any:
-    if value not in options:
-        raise ValueError(f"{name} must be one of {', '.join(options)}, got {value!r}")
-    dropdown = ipywidgets.Dropdown(options=options, value=value, description=_LABELS[name])
-    dropdown.layout.width = "230px"
-    dropdown.add_class(f"trade-{name}")
-    return dropdown
+    return choice_menu("trade", name, options, value, label=_LABELS[name])
 
 
-_STYLE = """<style>
-.trade-explorer { max-width: 960px; }
-.trade-explorer .main-svg text { fill: var(--jp-content-font-color1, currentColor) !important; }
-.trade-explorer .widget-html-content { white-space: normal; }
-.trade-explorer .trade-link_bytes_per_s .widget-readout { max-width: none; min-width: 190px; text-align: left; }
-.trade-summary { color: var(--jp-content-font-color1, currentColor); font-size: 13px; line-height: 1.45; }
-.trade-summary b { font-size: 15px; }
-.trade-summary table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin-top: 4px; }
-.trade-summary td, .trade-summary th { padding: 1px 16px 1px 0; text-align: right; background: none; }
-.trade-summary th { font-weight: 400; opacity: 0.75; }
-.trade-summary td:first-child { text-align: left; }
-</style>"""
+_READOUT = """.trade-explorer .trade-link_bytes_per_s .widget-readout {
+  max-width: none; min-width: 190px; text-align: left;
+}
+"""
 
 
 def _empty_plot() -> Any:
@@ -218,13 +198,8 @@ def _empty_plot() -> Any:
                  marker_pattern_shape="/", row=1, col=2)  # fmt: skip
     line = {"color": palette.VERMILLION, "width": 2}
     plot.add_shape(type="line", x0=-0.5, x1=3.5, y0=0, y1=0, line=line, row=1, col=1)
-    clear, grid = "rgba(0,0,0,0)", "rgba(127,134,141,0.3)"
-    plot.update_layout(barmode="stack", height=290, width=_PLOT_WIDTH, margin={"l": 50, "r": 10, "t": 30, "b": 30},
-                       paper_bgcolor=clear, plot_bgcolor=clear, uirevision="same", legend={"orientation": "h"},
-                       font={"size": 12, "family": "system-ui, sans-serif"}, bargap=0.35)  # fmt: skip
-    plot.update_yaxes(gridcolor=grid, tickformat="~s")
+    plot.update_yaxes(tickformat="~s")
     plot.update_yaxes(ticksuffix="B", row=1, col=1)
     plot.update_yaxes(ticksuffix="s", row=1, col=2)
-    widget = go.FigureWidget(plot)
-    widget._config = {"displayModeBar": False}
-    return widget
+    return live_plot(plot, width=_PLOT_WIDTH, height=290, barmode="stack", bargap=0.35, legend={"orientation": "h"},
+                     margin={"l": 50, "r": 10, "t": 30, "b": 30})  # fmt: skip

@@ -10,6 +10,7 @@ from plotly.subplots import make_subplots
 from cme295lab import palette
 from cme295lab.hardware import DEVICES, Device, get_device
 from cme295lab.units import KiB, format_bytes, format_rate
+from cme295lab.widgets.controls import choice_menu, choice_slider
 from cme295lab.widgets.figures import RooflinePoint, draw_bars, draw_roofline, roofline_text
 from cme295lab.widgets.picture import Picture
 from cme295lab.widgets.traffic_scenario import TrafficScenario, traffic_scenario
@@ -159,27 +160,13 @@ _ROOFLINE_RANGE = (0.5, 20_000.0)  # FLOP per byte; wide enough for every settin
 
 
 def _slider(name: str, value: int) -> Any:
-    if value not in _CHOICES[name]:
-        allowed = ", ".join(str(choice) for choice in _CHOICES[name])
-        raise ValueError(f"{name} must be one of {allowed}, got {value}")
     options = [(f"{choice:,}", choice) for choice in _CHOICES[name]]
-    slider = ipywidgets.SelectionSlider(
-        options=options, value=value, description=_LABELS[name], style={"description_width": "86px"}
-    )
-    slider.layout.width = "274px"
-    slider.add_class(f"traffic-{name}")
-    return slider
+    return choice_slider("traffic", name, options, value, label=_LABELS[name], width="274px")
 
 
 def _dropdown(name: str, options: Any, value: str) -> Any:
-    if value not in options:
-        raise ValueError(f"{name} must be one of {', '.join(options)}, got {value!r}")
-    dropdown = ipywidgets.Dropdown(
-        options=list(options), value=value, description=_LABELS[name], style={"description_width": "45px"}
-    )
-    dropdown.layout.width = "195px"
-    dropdown.add_class(f"traffic-{name}")
-    return dropdown
+    look = {"width": "195px", "label_width": "45px"}
+    return choice_menu("traffic", name, options, value, label=_LABELS[name], **look)
 
 
 def _checkbox(name: str, value: bool) -> Any:
