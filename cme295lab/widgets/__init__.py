@@ -4,10 +4,11 @@ A view holds no algorithm. Read in pairs, the pure part first: `traffic_scenario
 `traffic_explorer`; `walk_records` (a recorded launch as typed steps) and `tile_walk`; `cache_scenario` (a matrix
 product through an L2 cache) and `cache_explorer`; `budget` (a training step on a GPU, as a link) and `budget_explorer`;
 `shard_scenario` (who holds what under ZeRO) and `shard_map`; `ring_records` (an all-reduce, replayed) and `ring_walk`;
-`trade_off_scenario` (memory against time) and `trade_off_explorer`. `working_set` says what blocks need on chip,
-`figures` draws hardware, traffic, roofline and block-size sweeps, `memory_figures` measured timelines,
-`parallel_figures` backward passes and ranks, `picture` is how a figure shows itself; what the walks share in the
-browser is in `walk_files`.
+`trade_off_scenario` (memory against time) and `trade_off_explorer`; `mixture_scenario` (tokens of each domain) and
+`mixture_explorer`. `working_set` says what blocks need on chip, `figures` draws hardware, traffic, roofline and
+block-size sweeps, `memory_figures` measured timelines, `parallel_figures` backward passes and ranks. `picture` is how a
+figure shows itself, `controls` has the sliders, menus and tables of all explorers, `walk_files` what the walks share in
+the browser.
 """
 
 from cme295lab.widgets.budget import Budget
@@ -17,6 +18,8 @@ from cme295lab.widgets.cache_explorer import CacheExplorer
 from cme295lab.widgets.cache_scenario import CacheScenario, cache_scenario
 from cme295lab.widgets.figures import RooflinePoint, block_size_map, memory_hierarchy, roofline, traffic_bars
 from cme295lab.widgets.memory_figures import peak_treemap, timeline_figure
+from cme295lab.widgets.mixture_explorer import MixtureExplorer
+from cme295lab.widgets.mixture_scenario import MeasuredMixtures, MixtureScenario, mixture_scenario
 from cme295lab.widgets.picture import Picture
 from cme295lab.widgets.ring_records import RingMoment, ring_records
 from cme295lab.widgets.ring_walk import RingWalk
@@ -36,6 +39,9 @@ __all__ = [
     "BudgetExplorer",
     "CacheExplorer",
     "CacheScenario",
+    "MeasuredMixtures",
+    "MixtureExplorer",
+    "MixtureScenario",
     "Picture",
     "ProgramWalk",
     "RingMoment",
@@ -56,6 +62,7 @@ __all__ = [
     "cache_scenario",
     "comparison_bars",
     "memory_hierarchy",
+    "mixture_scenario",
     "peak_treemap",
     "ring_records",
     "roofline",
