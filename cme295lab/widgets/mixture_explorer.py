@@ -45,10 +45,11 @@ class MixtureExplorer(ipywidgets.VBox):
         self.sizes, self.measured = dict(sizes), measured
         start = dict.fromkeys(sizes, 0.5) | dict(weights or {})
         self.controls: dict[str, Any] = {
-            domain: choice_slider("mixture", domain, _STEPS, weight, label=domain) for domain, weight in start.items()
+            domain: choice_slider("mixture", domain, _STEPS, weight, label=domain, width="270px")
+            for domain, weight in start.items()
         }
         self.controls["num_tokens"] = choice_slider(
-            "mixture", "num_tokens", _BUDGETS, num_tokens, label="tokens", width="330px"
+            "mixture", "num_tokens", _BUDGETS, num_tokens, label="tokens", width="280px"
         )
         self._text = ipywidgets.HTML()
         self.plot = self._empty_plot()
@@ -108,10 +109,9 @@ class MixtureExplorer(ipywidgets.VBox):
             if self.measured:
                 share = scenario.share(self.measured.domain)
                 self.plot.layout.shapes[1].update(x0=share, x1=share)
-                self.plot.data[-1].update(
-                    x=[share for item in scenario.domains if item.loss is not None],
-                    y=[item.loss for item in scenario.domains if item.loss is not None],
-                )
+        if self.measured:  # not in the batch: there, plotly resets the x of the bars
+            losses = [item.loss for item in scenario.domains if item.loss is not None]
+            self.plot.data[-1].update(x=[share] * len(losses), y=losses)
         self._text.value = summary_html(scenario)
 
     def _empty_plot(self) -> Any:
