@@ -6,9 +6,9 @@ product through an L2 cache) and `cache_explorer`; `budget` (a training step on 
 `shard_scenario` (who holds what under ZeRO) and `shard_map`; `ring_records` (an all-reduce, replayed) and `ring_walk`;
 `trade_off_scenario` (memory against time) and `trade_off_explorer`; `mixture_scenario` (tokens of each domain) and
 `mixture_explorer`. `working_set` says what blocks need on chip, `figures` draws hardware, traffic, roofline and
-block-size sweeps, `memory_figures` measured timelines, `parallel_figures` backward passes and ranks. `picture` is how a
-figure shows itself, `controls` has the sliders, menus and tables of all explorers, `walk_files` what the walks share in
-the browser.
+block-size sweeps, `memory_figures` measured timelines, `parallel_figures` backward passes and ranks, `training_figures`
+runs and what they learned. `picture` is how a figure shows itself, `controls` has the sliders, menus and tables of all
+explorers, `walk_files` what the walks share in the browser.
 """
 
 from cme295lab.widgets.budget import Budget
@@ -31,6 +31,7 @@ from cme295lab.widgets.trade_off_explorer import TradeOffExplorer
 from cme295lab.widgets.trade_off_scenario import TradeOff, trade_off
 from cme295lab.widgets.traffic_explorer import TrafficExplorer
 from cme295lab.widgets.traffic_scenario import TrafficScenario, traffic_scenario
+from cme295lab.widgets.training_figures import few_labels_figure, loss_curves, memorisation_figure
 from cme295lab.widgets.walk_records import ProgramWalk, WalkStep, WatchedNames, walk_records
 from cme295lab.widgets.working_set import WorkingSet, working_set
 
@@ -61,6 +62,9 @@ __all__ = [
     "block_size_map",
     "cache_scenario",
     "comparison_bars",
+    "few_labels_figure",
+    "loss_curves",
+    "memorisation_figure",
     "memory_hierarchy",
     "mixture_scenario",
     "peak_treemap",
