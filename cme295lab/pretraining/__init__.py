@@ -16,19 +16,44 @@ from typing import TYPE_CHECKING
 from cme295lab._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from cme295lab.pretraining.flops.breakdown import FlopBreakdown
+    from cme295lab.pretraining.flops.counting import flops_per_token, training_flops
+    from cme295lab.pretraining.flops.published import approximate_training_flops
+    from cme295lab.pretraining.flops.quantities import FlopCount, FlopRate
+    from cme295lab.pretraining.flops.utilization import hfu, mfu, tokens_per_s, training_time_s
     from cme295lab.pretraining.packing import Batch, MixtureDataset, PackedDataset
 
 _HOME: dict[str, str] = {
     "Batch": "packing",
+    "FlopBreakdown": "flops.breakdown",
+    "FlopCount": "flops.quantities",
+    "FlopRate": "flops.quantities",
     "MixtureDataset": "packing",
     "PackedDataset": "packing",
+    "approximate_training_flops": "flops.published",
+    "flops_per_token": "flops.counting",
+    "hfu": "flops.utilization",
+    "mfu": "flops.utilization",
+    "tokens_per_s": "flops.utilization",
+    "training_flops": "flops.counting",
+    "training_time_s": "flops.utilization",
 }
-_MODULES = ("packing", "corpora", "tokenizer")
+_MODULES = ("packing", "corpora", "tokenizer", "flops")
 
 __all__: list[str] = [
     "PackedDataset",
     "MixtureDataset",
     "Batch",
+    "flops_per_token",
+    "training_flops",
+    "approximate_training_flops",
+    "FlopBreakdown",
+    "FlopCount",
+    "FlopRate",
+    "mfu",
+    "hfu",
+    "tokens_per_s",
+    "training_time_s",
 ]
 
 __getattr__, __dir__ = lazy_names(__name__, _HOME, _MODULES)
