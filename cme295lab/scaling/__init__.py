@@ -1,0 +1,77 @@
+"""Scaling laws: how large a model, and how much data, for a budget of compute.
+
+Read in this order: ``records`` (a run, an allocation), ``parametric`` (L(N, D) as a formula, and its optimum),
+``kaplan`` and ``published`` (what others found, as tables and formulas), ``allocation`` (all laws asked about one
+budget), ``serving`` (when a model also has to answer, smaller is better), ``appendix`` (how Chinchilla counts
+parameters and FLOPs), ``fitting`` (the three methods, to run on anybody's runs), ``sweep`` (the course's own runs on a
+laptop).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cme295lab._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from cme295lab.scaling.allocation import LAW_NAMES, compare_laws, optimal_allocation
+    from cme295lab.scaling.parametric import CHINCHILLA, CHINCHILLA_ROUNDED, EPOCH, ParametricLaw
+    from cme295lab.scaling.published import (
+        FRONTIER_TABLES,
+        GOPHER_FLOPS,
+        PUBLISHED_EXPONENTS,
+        PUBLISHED_MODELS,
+        PublishedModel,
+        published_model,
+        table_frontier,
+    )
+    from cme295lab.scaling.records import PF_DAY_FLOPS, Allocation, ExtrapolationWarning, Run, columns, training_flops
+
+_HOME = {
+    "Allocation": "records",
+    "CHINCHILLA": "parametric",
+    "CHINCHILLA_ROUNDED": "parametric",
+    "EPOCH": "parametric",
+    "ExtrapolationWarning": "records",
+    "FRONTIER_TABLES": "published",
+    "GOPHER_FLOPS": "published",
+    "LAW_NAMES": "allocation",
+    "PF_DAY_FLOPS": "records",
+    "PUBLISHED_EXPONENTS": "published",
+    "PUBLISHED_MODELS": "published",
+    "ParametricLaw": "parametric",
+    "PublishedModel": "published",
+    "Run": "records",
+    "columns": "records",
+    "compare_laws": "allocation",
+    "optimal_allocation": "allocation",
+    "published_model": "published",
+    "table_frontier": "published",
+    "training_flops": "records",
+}
+_MODULES = ("allocation", "fitting", "kaplan", "parametric", "published", "records")
+
+__all__ = [
+    "Run",
+    "Allocation",
+    "ExtrapolationWarning",
+    "training_flops",
+    "columns",
+    "PF_DAY_FLOPS",
+    "ParametricLaw",
+    "CHINCHILLA",
+    "CHINCHILLA_ROUNDED",
+    "EPOCH",
+    "PUBLISHED_MODELS",
+    "PublishedModel",
+    "published_model",
+    "PUBLISHED_EXPONENTS",
+    "FRONTIER_TABLES",
+    "GOPHER_FLOPS",
+    "table_frontier",
+    "optimal_allocation",
+    "compare_laws",
+    "LAW_NAMES",
+]
+
+__getattr__, __dir__ = lazy_names(__name__, _HOME, _MODULES)
