@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from cme295lab.pretraining.flops.quantities import FlopCount, FlopRate
     from cme295lab.pretraining.flops.utilization import hfu, mfu, tokens_per_s, training_time_s
     from cme295lab.pretraining.packing import Batch, MixtureDataset, PackedDataset
+    from cme295lab.pretraining.tokenizer.library import train_tokenizer
 
 _HOME: dict[str, str] = {
     "Batch": "packing",
@@ -41,6 +42,7 @@ _HOME: dict[str, str] = {
 _MODULES = ("packing", "corpora", "tokenizer", "flops")
 
 __all__: list[str] = [
+    "train_tokenizer",
     "PackedDataset",
     "MixtureDataset",
     "Batch",
