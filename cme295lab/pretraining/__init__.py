@@ -38,6 +38,7 @@ _HOME: dict[str, str] = {
     "tokens_per_s": "flops.utilization",
     "training_flops": "flops.counting",
     "training_time_s": "flops.utilization",
+    "train_tokenizer": "tokenizer",
 }
 _MODULES = ("packing", "corpora", "tokenizer", "flops")
 
