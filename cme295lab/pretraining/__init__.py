@@ -16,6 +16,14 @@ from typing import TYPE_CHECKING
 from cme295lab._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from cme295lab.pretraining.cost import (
+        Assumption,
+        Assumptions,
+        TrainingCost,
+        assumptions_for,
+        cost_of_gpu_hours,
+        training_cost,
+    )
     from cme295lab.pretraining.flops.breakdown import FlopBreakdown
     from cme295lab.pretraining.flops.counting import flops_per_token, training_flops
     from cme295lab.pretraining.flops.published import approximate_training_flops
@@ -25,22 +33,28 @@ if TYPE_CHECKING:
     from cme295lab.pretraining.tokenizer.library import train_tokenizer
 
 _HOME: dict[str, str] = {
+    "Assumption": "cost",
+    "Assumptions": "cost",
     "Batch": "packing",
     "FlopBreakdown": "flops.breakdown",
     "FlopCount": "flops.quantities",
     "FlopRate": "flops.quantities",
     "MixtureDataset": "packing",
     "PackedDataset": "packing",
+    "TrainingCost": "cost",
     "approximate_training_flops": "flops.published",
+    "assumptions_for": "cost",
+    "cost_of_gpu_hours": "cost",
     "flops_per_token": "flops.counting",
     "hfu": "flops.utilization",
     "mfu": "flops.utilization",
     "tokens_per_s": "flops.utilization",
+    "training_cost": "cost",
     "training_flops": "flops.counting",
     "training_time_s": "flops.utilization",
     "train_tokenizer": "tokenizer",
 }
-_MODULES = ("packing", "corpora", "tokenizer", "flops")
+_MODULES = ("packing", "corpora", "tokenizer", "flops", "cost")
 
 __all__: list[str] = [
     "train_tokenizer",
@@ -57,6 +71,12 @@ __all__: list[str] = [
     "hfu",
     "tokens_per_s",
     "training_time_s",
+    "training_cost",
+    "cost_of_gpu_hours",
+    "assumptions_for",
+    "Assumption",
+    "Assumptions",
+    "TrainingCost",
 ]
 
 __getattr__, __dir__ = lazy_names(__name__, _HOME, _MODULES)
