@@ -256,3 +256,8 @@ def _accept(
     flags, instead = packed[:num_proposals], packed[2 * num_proposals :]
     num_accepted = flags.index(0) if 0 in flags else num_proposals
     return [*packed[num_proposals : num_proposals + num_accepted], instead[num_accepted]]
+
+
+def _check_rate(rate: float) -> None:
+    if not 0 <= rate <= 1:
+        raise ValueError(f"acceptance_rate must be from 0 to 1, got {rate}")
