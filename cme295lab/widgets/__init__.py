@@ -16,6 +16,7 @@ from cme295lab.widgets.budget_explorer import BudgetExplorer
 from cme295lab.widgets.budget_figure import comparison_bars
 from cme295lab.widgets.cache_explorer import CacheExplorer
 from cme295lab.widgets.cache_scenario import CacheScenario, cache_scenario
+from cme295lab.widgets.cost_calculator import CostCalculator
 from cme295lab.widgets.figures import RooflinePoint, block_size_map, memory_hierarchy, roofline, traffic_bars
 from cme295lab.widgets.memory_figures import peak_treemap, timeline_figure
 from cme295lab.widgets.mixture_explorer import MixtureExplorer
@@ -40,6 +41,7 @@ __all__ = [
     "BudgetExplorer",
     "CacheExplorer",
     "CacheScenario",
+    "CostCalculator",
     "MeasuredMixtures",
     "MixtureExplorer",
     "MixtureScenario",
