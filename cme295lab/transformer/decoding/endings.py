@@ -29,7 +29,7 @@ class Endings:
         self, num_rows: int, stop: Sequence[Sequence[int]], end_token: int | None, config: ModelConfig
     ) -> None:
         for index, sequence in enumerate(stop):
-            if isinstance(sequence, str) or not isinstance(sequence, Sequence):
+            if not isinstance(sequence, Sequence) or not all(isinstance(token, int) for token in sequence):
                 raise TypeError(f"stop must be a list of lists of token numbers, got {sequence!r}: encode it first")
             if not sequence:
                 raise ValueError(f"stop[{index}] is empty: every answer ends with it")

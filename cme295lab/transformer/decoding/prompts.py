@@ -33,7 +33,7 @@ def check_prompts(
         if prompts.ndim != 2 or prompts.is_floating_point():
             raise ValueError(f"prompts must be integers (batch, seq), got {prompts.dtype} {tuple(prompts.shape)}")
         prompts = prompts.tolist()
-    if not all(isinstance(prompt, Sequence) and not isinstance(prompt, str) for prompt in prompts):
+    if not all(isinstance(prompt, Sequence | Tensor) for prompt in prompts):
         raise TypeError(
             "prompts must be a list of prompts, each a list of token numbers: put a single one into [ ], "
             "and encode text with a tokenizer first"

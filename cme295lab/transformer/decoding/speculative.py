@@ -36,6 +36,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from cme295lab.transformer.config import ModelConfig
 from cme295lab.transformer.decoder import DecoderLM
 from cme295lab.transformer.decoding.context import CacheKind, Context
 from cme295lab.transformer.decoding.generation import random_numbers
@@ -170,26 +171,15 @@ def speculate(
         TypeError, ValueError: if the vocabularies differ, the prompt does not fit both models, or an option is out of
             range.
     """
-    if model.config.vocab_size != draft.config.vocab_size:
-        raise ValueError(
-            f"model and draft must have one vocabulary, got {model.config.vocab_size} tokens of {model.config.name!r} "
-            f"and {draft.config.vocab_size} of {draft.config.name!r}"
-        )
-    if isinstance(num_draft, bool) or not isinstance(num_draft, int) or num_draft < 1:
-        raise ValueError(f"num_draft must be an integer of at least 1, got {num_draft!r}")
-    check_max_new_tokens(max_new_tokens)
+    _check_options(model.config, draft.config, max_new_tokens, num_draft, end_token)
     tokens = check_prompt(prompt, model.config, max_new_tokens)
     check_prompt(prompt, draft.config, max_new_tokens)
-    if end_token is not None:
-        check_tokens([end_token], model.config, "end_token")
     # A step draws for each proposal whether it is accepted, each proposal, and the token behind them.
     uniforms, used_seed = random_numbers(seed, (max_new_tokens, 2 * num_draft + 1))
-    room = {"batch_size": 1, "max_seq": len(tokens) + max_new_tokens}
-    target_context, draft_context = Context(model, cache, **room), Context(draft, cache, **room)
+    num_prompt, end = len(tokens), len(tokens) + max_new_tokens
+    target_context, draft_context = (Context(each, cache, batch_size=1, max_seq=end) for each in (model, draft))
     proposed: list[int] = []
     accepted: list[int] = []
-    end = len(tokens) + max_new_tokens
-    num_prompt = len(tokens)
     with evaluation_mode(model), evaluation_mode(draft):
         while len(tokens) < end:
             numbers = uniforms[len(proposed)]
@@ -256,6 +246,21 @@ def _accept(
     flags, instead = packed[:num_proposals], packed[2 * num_proposals :]
     num_accepted = flags.index(0) if 0 in flags else num_proposals
     return [*packed[num_proposals : num_proposals + num_accepted], instead[num_accepted]]
+
+
+def _check_options(
+    model: ModelConfig, draft: ModelConfig, max_new_tokens: int, num_draft: int, end_token: int | None
+) -> None:
+    if model.vocab_size != draft.vocab_size:
+        raise ValueError(
+            f"model and draft must have one vocabulary, got {model.vocab_size} tokens of {model.name!r} "
+            f"and {draft.vocab_size} of {draft.name!r}"
+        )
+    if isinstance(num_draft, bool) or not isinstance(num_draft, int) or num_draft < 1:
+        raise ValueError(f"num_draft must be an integer of at least 1, got {num_draft!r}")
+    check_max_new_tokens(max_new_tokens)
+    if end_token is not None:
+        check_tokens([end_token], model, "end_token")
 
 
 def _check_rate(rate: float) -> None:
