@@ -1,0 +1,256 @@
+"""config.json of the Hugging Face layout as a `ModelConfig`, and back.
+
+Four architectures have the shapes that a `ModelConfig` describes: Llama, Mistral (a Llama with a sliding window, which
+must be off), Mixtral (a Mistral with experts) and GPT-2. A config.json has dozens of keys; those that change what the
+model computes are read or, where this library cannot do as they say, refused with the reason. The rest, such as
+`initializer_range` or `use_cache`, changes nothing here.
+
+What only this library knows of (a name, dropout everywhere, the capacity of experts) is kept under the key "cme295lab",
+which `transformers` leaves alone.
+
+    transformers 4:  "rope_theta": 10000.0, "rope_scaling": null
+    transformers 5:  "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0}
+
+Both are read; the first is written, because both versions read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from cme295lab.transformer.config import ModelConfig
+
+LLAMA, MISTRAL, MIXTRAL, GPT2 = "LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "GPT2LMHeadModel"
+ARCHITECTURES = (LLAMA, MISTRAL, MIXTRAL, GPT2)
+_BY_MODEL_TYPE = {"llama": LLAMA, "mistral": MISTRAL, "mixtral": MIXTRAL, "gpt2": GPT2}
+_EXTRA = "cme295lab"
+_WHY_REFUSED = {
+    "Qwen2ForCausalLM": "it has biases in the query, key and value projections only",
+    "Qwen3ForCausalLM": "it normalises queries and keys",
+    "Gemma2ForCausalLM": "it has norms after the sublayers, too, and caps its logits",
+    "PhiForCausalLM": "its attention and MLP read the same norm, side by side",
+    "GPTNeoXForCausalLM": "its attention and MLP read the residual stream side by side",
+}
+
+
+class _Values:
+    """The values of a config.json, and errors that say which file and key they are about."""
+
+    def __init__(self, values: Mapping[str, Any], where: str) -> None:
+        self.values, self.where = values, where
+
+    def get(self, key: str, default: Any = None) -> Any:
+        value = self.values.get(key)
+        return default if value is None else value
+
+    def count(self, key: str, default: int | None = None) -> int:
+        value = self.get(key, default)
+        if value is None:
+            raise ValueError(f"{self.where} has no {key!r}, which says the shape of the model: is the file complete?")
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{self.where}: {key} must be a positive integer, got {value!r}")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise ValueError(f"{self.where}: {key} must be a positive number, got {value!r}")
+        return float(value)
+
+    def switch(self, key: str, default: bool) -> bool:
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            raise ValueError(f"{self.where}: {key} must be true or false, got {value!r}")
+        return value
+
+    def require(self, key: str, allowed: tuple[Any, ...], why: str, default: Any) -> None:
+        value = self.get(key, default)
+        if value not in allowed:
+            raise ValueError(
+                f"{self.where}: {key} is {value!r}, and this library reads models with "
+                f"{' or '.join(map(repr, allowed))} only: {why}"
+            )
+
+
+def architecture_of(values: Mapping[str, Any], where: str = "config.json") -> str:
+    """Which of the four architectures a config.json is of.
+
+    Raises:
+        ValueError: if it is another one, or the weights are quantised; the message says why that is refused.
+    """
+    named = values.get("architectures") or [_BY_MODEL_TYPE.get(values.get("model_type", ""), values.get("model_type"))]
+    if not isinstance(named, list) or len(named) != 1 or not isinstance(named[0], str):
+        raise ValueError(f"{where} names no architecture: architectures is {values.get('architectures')!r}")
+    if named[0] not in ARCHITECTURES:
+        why = _WHY_REFUSED.get(named[0], "its layers are others than those a ModelConfig describes")
+        raise ValueError(f"{where}: {named[0]} is not supported: {why}. Supported: {', '.join(ARCHITECTURES)}")
+    if values.get("quantization_config") is not None:
+        raise ValueError(
+            f"{where} has a quantization_config: its weights are not plain numbers. Load the model's original weights"
+        )
+    return named[0]
+
+
+def config_from_hub(values: Mapping[str, Any], *, name: str, where: str = "config.json") -> ModelConfig:
+    """The config of a model in the Hugging Face layout.
+
+    Args:
+        values: the parsed config.json.
+        name: what to call the model, unless the file says it.
+        where: the file, for messages.
+
+    Raises:
+        ValueError: if the architecture or an option is not supported, a value is missing or makes no sense.
+    """
+    architecture = architecture_of(values, where)
+    read = _Values(values, where)
+    extra = read.get(_EXTRA, {})
+    if not isinstance(extra, dict) or not set(extra) <= {"name", "dropout", "capacity_factor"}:
+        raise ValueError(f"{where}: {_EXTRA} must have name, dropout and capacity_factor, got {extra!r}")
+    fields = _gpt2_fields(read) if architecture == GPT2 else _llama_fields(read, architecture)
+    try:
+        return ModelConfig(**{"name": name, "vocab_size": read.count("vocab_size"), **fields, **extra})
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{where} describes no possible model: {error}") from error
+
+
+def _llama_fields(read: _Values, architecture: str) -> dict[str, Any]:
+    read.require("hidden_act", ("silu",), "its MLP is SwiGLU", "silu")
+    read.require("pretraining_tp", (1,), "the matrices must be whole", 1)
+    read.require("attention_dropout", (0,), "dropout of the attention probabilities alone is not supported", 0)
+    heads, bias = read.count("num_attention_heads"), False
+    if architecture == LLAMA:
+        bias = read.switch("attention_bias", False)
+        if bias != read.switch("mlp_bias", False):
+            raise ValueError(f"{read.where}: attention_bias and mlp_bias must both be true or both be false")
+    max_seq = read.count("max_position_embeddings")
+    if architecture != LLAMA:
+        window = read.get("sliding_window")
+        if window is not None and window < max_seq:
+            raise ValueError(
+                f"{read.where}: sliding_window is {window}, shorter than the context of {max_seq}: attention here sees "
+                f"the whole context. Up to {window} tokens the two agree: set max_position_embeddings to {window}"
+            )
+    experts = {}
+    if architecture == MIXTRAL:
+        read.require("router_jitter_noise", (0,), "the router adds no noise", 0)
+        experts = {
+            "num_experts": read.count("num_local_experts"),
+            "experts_per_token": read.count("num_experts_per_tok"),
+        }
+    default_kv = heads if architecture == LLAMA else None
+    return {
+        "num_layers": read.count("num_hidden_layers"),
+        "dim": read.count("hidden_size"),
+        "num_heads": heads,
+        "num_kv_heads": read.count("num_key_value_heads", default_kv),
+        "head_dim": read.get("head_dim"),
+        "mlp_dim": read.count("intermediate_size"),
+        "max_seq": max_seq,
+        "tied_head": read.switch("tie_word_embeddings", False),
+        "bias": bias,
+        "norm_eps": read.number("rms_norm_eps"),
+        **experts,
+        **_rope_fields(read, default_theta=10_000.0 if architecture == LLAMA else None),
+    }
+
+
+def _rope_fields(read: _Values, default_theta: float | None) -> dict[str, Any]:
+    rope = dict(read.get("rope_parameters", read.get("rope_scaling", {})))
+    kind = rope.pop("rope_type", rope.pop("type", "default"))
+    theta = _Values(rope | {"rope_theta": rope.get("rope_theta") or read.get("rope_theta")}, read.where)
+    if kind not in ("default",):
+        raise ValueError(f"{read.where}: RoPE scaling of kind {kind!r} is not supported; 'default' is")
+    read.require("partial_rotary_factor", (1,), "all of a head is rotated", 1)
+    return {"rope_theta": theta.number("rope_theta", default_theta)}
+
+
+def _gpt2_fields(read: _Values) -> dict[str, Any]:
+    read.require("activation_function", ("gelu_new", "gelu_pytorch_tanh"), "GELU is its tanh form", "gelu_new")
+    read.require("scale_attn_weights", (True,), "scores are divided by sqrt(head_dim)", True)
+    read.require("scale_attn_by_inverse_layer_idx", (False,), "all layers scale their scores alike", False)
+    read.require("add_cross_attention", (False,), "there is no encoder", False)
+    dropouts = {key: float(read.get(key, 0.1)) for key in ("resid_pdrop", "embd_pdrop", "attn_pdrop")}
+    if len(set(dropouts.values())) > 1:
+        raise ValueError(f"{read.where}: one probability of dropout is supported for all places, got {dropouts}")
+    dim = read.count("n_embd")
+    return {
+        "num_layers": read.count("n_layer"),
+        "dim": dim,
+        "num_heads": read.count("n_head"),
+        "mlp_dim": read.count("n_inner", 4 * dim),
+        "max_seq": read.count("n_positions"),
+        "mlp": "gelu",
+        "norm": "layernorm",
+        "position": "learned",
+        "tied_head": read.switch("tie_word_embeddings", True),
+        "bias": True,
+        "dropout": dropouts["resid_pdrop"],
+        "norm_eps": read.number("layer_norm_epsilon", 1e-5),
+    }
+
+
+def config_to_hub(config: ModelConfig) -> dict[str, Any]:
+    """config.json of a model, as `transformers` reads it.
+
+    Raises:
+        ValueError: if none of the architectures has such layers.
+    """
+    parts = (config.position, config.norm, config.mlp)
+    if parts == ("rope", "rmsnorm", "swiglu"):
+        values = _llama_values(config)
+    elif parts == ("learned", "layernorm", "gelu"):
+        values = _gpt2_values(config)
+    else:
+        raise ValueError(
+            f"model {config.name!r} has position={config.position!r}, norm={config.norm!r}, mlp={config.mlp!r}: no "
+            f"architecture of the Hugging Face layout has these together. It knows rope, rmsnorm, swiglu (Llama) and "
+            f"learned, layernorm, gelu (GPT-2)"
+        )
+    extra = {"name": config.name, "dropout": config.dropout}
+    if getattr(config, "capacity_factor", None) is not None:
+        extra["capacity_factor"] = config.capacity_factor
+    return values | {"vocab_size": config.vocab_size, "tie_word_embeddings": config.tied_head, _EXTRA: extra}
+
+
+def _llama_values(config: ModelConfig) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "architectures": [LLAMA],
+        "model_type": "llama",
+        "hidden_size": config.dim,
+        "intermediate_size": config.mlp_dim,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "hidden_act": "silu",
+        "max_position_embeddings": config.max_seq,
+        "rms_norm_eps": config.norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": None,
+        "attention_bias": config.bias,
+        "mlp_bias": config.bias,
+    }
+    return values
+
+
+def _gpt2_values(config: ModelConfig) -> dict[str, Any]:
+    if not config.bias or config.num_kv_heads != config.num_heads or config.query_dim != config.dim:
+        raise ValueError(
+            f"model {config.name!r}: GPT-2 has biases, a key/value head per query head, and heads that together are as "
+            f"wide as the model; got bias={config.bias}, {config.num_heads} heads of {config.head_dim}, "
+            f"{config.num_kv_heads} key/value heads, dim {config.dim}"
+        )
+    return {
+        "architectures": [GPT2],
+        "model_type": "gpt2",
+        "n_embd": config.dim,
+        "n_inner": config.mlp_dim,
+        "n_layer": config.num_layers,
+        "n_head": config.num_heads,
+        "n_positions": config.max_seq,
+        "activation_function": "gelu_new",
+        "layer_norm_epsilon": config.norm_eps,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.dropout),
+    }
