@@ -15,6 +15,10 @@ from cme295lab._lazy import lazy_names
 
 if TYPE_CHECKING:
     from cme295lab.scaling.allocation import LAW_NAMES, compare_laws, optimal_allocation
+    from cme295lab.scaling.fitting.envelope import EnvelopeFit, TrainingCurve, fit_envelope
+    from cme295lab.scaling.fitting.isoflop import IsoFlopCurve, IsoFlopFit, fit_isoflop
+    from cme295lab.scaling.fitting.parametric_fit import EARLY_STOPPING, FitOptions, ParametricFit, fit_parametric
+    from cme295lab.scaling.fitting.power_law import FittedFrontier
     from cme295lab.scaling.parametric import CHINCHILLA, CHINCHILLA_ROUNDED, EPOCH, ParametricLaw
     from cme295lab.scaling.published import (
         FRONTIER_TABLES,
@@ -31,19 +35,30 @@ _HOME = {
     "Allocation": "records",
     "CHINCHILLA": "parametric",
     "CHINCHILLA_ROUNDED": "parametric",
+    "EARLY_STOPPING": "fitting.parametric_fit",
     "EPOCH": "parametric",
+    "EnvelopeFit": "fitting.envelope",
     "ExtrapolationWarning": "records",
+    "FitOptions": "fitting.parametric_fit",
+    "FittedFrontier": "fitting.power_law",
     "FRONTIER_TABLES": "published",
     "GOPHER_FLOPS": "published",
+    "IsoFlopCurve": "fitting.isoflop",
+    "IsoFlopFit": "fitting.isoflop",
     "LAW_NAMES": "allocation",
     "PF_DAY_FLOPS": "records",
     "PUBLISHED_EXPONENTS": "published",
     "PUBLISHED_MODELS": "published",
+    "ParametricFit": "fitting.parametric_fit",
     "ParametricLaw": "parametric",
     "PublishedModel": "published",
     "Run": "records",
+    "TrainingCurve": "fitting.envelope",
     "columns": "records",
     "compare_laws": "allocation",
+    "fit_envelope": "fitting.envelope",
+    "fit_isoflop": "fitting.isoflop",
+    "fit_parametric": "fitting.parametric_fit",
     "optimal_allocation": "allocation",
     "published_model": "published",
     "table_frontier": "published",
@@ -72,6 +87,17 @@ __all__ = [
     "optimal_allocation",
     "compare_laws",
     "LAW_NAMES",
+    "fit_parametric",
+    "ParametricFit",
+    "FitOptions",
+    "EARLY_STOPPING",
+    "fit_isoflop",
+    "IsoFlopFit",
+    "IsoFlopCurve",
+    "fit_envelope",
+    "EnvelopeFit",
+    "TrainingCurve",
+    "FittedFrontier",
 ]
 
 __getattr__, __dir__ = lazy_names(__name__, _HOME, _MODULES)

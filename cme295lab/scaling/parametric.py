@@ -17,7 +17,7 @@ Three sets of constants, all for the same runs of Hoffmann et al.:
 
 Neither of the first two reproduces the paper's own Table A3 for approach 3.
 
-    >>> [round(law.optimal(5.76e23).tokens_per_parameter, 1) for law in (CHINCHILLA_ROUNDED, CHINCHILLA, EPOCH)]
+    >>> [round(law.allocate(5.76e23).tokens_per_parameter, 1) for law in (CHINCHILLA_ROUNDED, CHINCHILLA, EPOCH)]
     [92.6, 58.9, 18.4]
 
 Losses are in nats per token of MassiveText with a vocabulary of 32,000: for other data only the order transfers.

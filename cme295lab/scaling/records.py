@@ -80,7 +80,7 @@ def training_flops(num_parameters: float, num_tokens: float) -> float:
     Source: Kaplan et al. 2020, "Scaling Laws for Neural Language Models", §2.1.
 
         >>> round(training_flops(174.6e9, 300e9) / PF_DAY_FLOPS)  # GPT-3, in PFLOP/s-days
-        3638
+        3637
     """
     return FLOPS_PER_PARAMETER_AND_TOKEN * num_parameters * num_tokens
 
