@@ -18,7 +18,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol, get_args, runtime_checkable
 
 from cme295lab.scaling import kaplan
 from cme295lab.scaling.parametric import CHINCHILLA, CHINCHILLA_FITTED_FLOPS, EPOCH, ParametricLaw
@@ -40,6 +40,7 @@ _ALLOCATE: Mapping[str, Callable[[float], Allocation]] = MappingProxyType(
 )
 
 
+@runtime_checkable
 class HasLaw(Protocol):
     """A fit that has found a law, such as a `ParametricFit`."""
 
