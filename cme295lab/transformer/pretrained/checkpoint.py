@@ -25,15 +25,15 @@ _READABLE = ("F64", "F32", "F16", "BF16")
 
 
 class Checkpoint(Protocol):
-    """Named tensors somewhere outside memory.
+    """Named tensors somewhere outside memory."""
 
-    Attributes:
-        where: the file or folder, for messages.
-        shapes: name -> shape of each tensor.
-    """
+    @property
+    def where(self) -> str:
+        """The file or folder, for messages."""
 
-    where: str
-    shapes: Mapping[str, tuple[int, ...]]
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Name -> shape of each tensor."""
 
     def read(self, name: str) -> Tensor:
         """The numbers of one tensor, to be copied and not kept: they may be a view of the file."""

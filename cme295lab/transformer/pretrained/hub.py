@@ -60,7 +60,9 @@ class _WithPrefix:
     def __init__(self, folder: SafetensorsFolder, architecture: str) -> None:
         bare = architecture == GPT2 and "wte.weight" in folder.shapes
         self._folder, self._prefix, self.where = folder, "transformer." if bare else "", folder.where
-        self.shapes = {name if name == _HEAD else self._prefix + name: folder.shapes[name] for name in folder.shapes}
+        self.shapes = {
+            name if name == _HEAD else self._prefix + name: shape for name, shape in folder.shapes.items()
+        }  # fmt: skip
 
     def read(self, name: str) -> torch.Tensor:
         return self._folder.read(name.removeprefix(self._prefix))

@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cme295lab.transformer.config import ModelConfig
+from cme295lab.transformer.pretrained.config_values import ConfigValues
 
 LLAMA, MISTRAL, MIXTRAL, GPT2 = "LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "GPT2LMHeadModel"
 ARCHITECTURES = (LLAMA, MISTRAL, MIXTRAL, GPT2)
@@ -32,45 +33,6 @@ _WHY_REFUSED = {
     "PhiForCausalLM": "its attention and MLP read the same norm, side by side",
     "GPTNeoXForCausalLM": "its attention and MLP read the residual stream side by side",
 }
-
-
-class _Values:
-    """The values of a config.json, and errors that say which file and key they are about."""
-
-    def __init__(self, values: Mapping[str, Any], where: str) -> None:
-        self.values, self.where = values, where
-
-    def get(self, key: str, default: Any = None) -> Any:
-        value = self.values.get(key)
-        return default if value is None else value
-
-    def count(self, key: str, default: int | None = None) -> int:
-        value = self.get(key, default)
-        if value is None:
-            raise ValueError(f"{self.where} has no {key!r}, which says the shape of the model: is the file complete?")
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"{self.where}: {key} must be a positive integer, got {value!r}")
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        value = self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise ValueError(f"{self.where}: {key} must be a positive number, got {value!r}")
-        return float(value)
-
-    def switch(self, key: str, default: bool) -> bool:
-        value = self.get(key, default)
-        if not isinstance(value, bool):
-            raise ValueError(f"{self.where}: {key} must be true or false, got {value!r}")
-        return value
-
-    def require(self, key: str, allowed: tuple[Any, ...], why: str, default: Any) -> None:
-        value = self.get(key, default)
-        if value not in allowed:
-            raise ValueError(
-                f"{self.where}: {key} is {value!r}, and this library reads models with "
-                f"{' or '.join(map(repr, allowed))} only: {why}"
-            )
 
 
 def architecture_of(values: Mapping[str, Any], where: str = "config.json") -> str:
@@ -104,7 +66,7 @@ def config_from_hub(values: Mapping[str, Any], *, name: str, where: str = "confi
         ValueError: if the architecture or an option is not supported, a value is missing or makes no sense.
     """
     architecture = architecture_of(values, where)
-    read = _Values(values, where)
+    read = ConfigValues(values, where)
     extra = read.get(_EXTRA, {})
     if not isinstance(extra, dict) or not set(extra) <= {"name", "dropout", "capacity_factor"}:
         raise ValueError(f"{where}: {_EXTRA} must have name, dropout and capacity_factor, got {extra!r}")
@@ -115,7 +77,7 @@ def config_from_hub(values: Mapping[str, Any], *, name: str, where: str = "confi
         raise ValueError(f"{where} describes no possible model: {error}") from error
 
 
-def _llama_fields(read: _Values, architecture: str) -> dict[str, Any]:
+def _llama_fields(read: ConfigValues, architecture: str) -> dict[str, Any]:
     read.require("hidden_act", ("silu",), "its MLP is SwiGLU", "silu")
     read.require("pretraining_tp", (1,), "the matrices must be whole", 1)
     read.require("attention_dropout", (0,), "dropout of the attention probabilities alone is not supported", 0)
@@ -156,17 +118,17 @@ def _llama_fields(read: _Values, architecture: str) -> dict[str, Any]:
     }
 
 
-def _rope_fields(read: _Values, default_theta: float | None) -> dict[str, Any]:
+def _rope_fields(read: ConfigValues, default_theta: float | None) -> dict[str, Any]:
     rope = dict(read.get("rope_parameters", read.get("rope_scaling", {})))
     kind = rope.pop("rope_type", rope.pop("type", "default"))
-    theta = _Values(rope | {"rope_theta": rope.get("rope_theta") or read.get("rope_theta")}, read.where)
+    theta = ConfigValues(rope | {"rope_theta": rope.get("rope_theta") or read.get("rope_theta")}, read.where)
     if kind not in ("default",):
         raise ValueError(f"{read.where}: RoPE scaling of kind {kind!r} is not supported; 'default' is")
     read.require("partial_rotary_factor", (1,), "all of a head is rotated", 1)
     return {"rope_theta": theta.number("rope_theta", default_theta)}
 
 
-def _gpt2_fields(read: _Values) -> dict[str, Any]:
+def _gpt2_fields(read: ConfigValues) -> dict[str, Any]:
     read.require("activation_function", ("gelu_new", "gelu_pytorch_tanh"), "GELU is its tanh form", "gelu_new")
     read.require("scale_attn_weights", (True,), "scores are divided by sqrt(head_dim)", True)
     read.require("scale_attn_by_inverse_layer_idx", (False,), "all layers scale their scores alike", False)
