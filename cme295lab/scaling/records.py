@@ -92,7 +92,7 @@ def columns(runs: Iterable[Run]) -> tuple[Column, Column, Column]:
     return table[:, 0], table[:, 1], table[:, 2]
 
 
-def check_positive(name: str, value: float) -> None:
+def check_positive(name: str, value: object) -> None:
     """Refuse what is not a positive, finite number.
 
     Raises:

@@ -17,6 +17,7 @@ Source: Hoffmann et al. 2022, §3.3 and §D.3; Besiroglu et al. 2024, "Chinchill
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
@@ -126,15 +127,9 @@ class ParametricFit:
         """
         if not len(self.bootstrap):
             raise ValueError("there is no bootstrap: fit with fit_parametric(..., num_bootstrap=1000)")
-        if isinstance(what, str):
-            if what not in _CONSTANT_NAMES:
-                raise ValueError(f"what must be one of {', '.join(_CONSTANT_NAMES)} or a function, got {what!r}")
-            name = what
-
-            def value(law: ParametricLaw) -> float:
-                return float(getattr(law, name))
-        else:
-            value = what
+        if isinstance(what, str) and what not in _CONSTANT_NAMES:
+            raise ValueError(f"what must be one of {', '.join(_CONSTANT_NAMES)} or a function, got {what!r}")
+        value = operator.attrgetter(what) if isinstance(what, str) else what
         fitted = self.law.fitted_flops or (1.0, 1.0)
         values = [value(law_of(row, name="sample", fitted_flops=fitted)) for row in self.bootstrap]
         low, high = np.percentile(values, percentiles)

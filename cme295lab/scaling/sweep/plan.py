@@ -1,0 +1,146 @@
+"""Which runs a sweep consists of, in three stages: each needs the one before.
+
+1. **Trials**: three sizes at four or five learning rates each, with the smallest budget. The bottoms of their parabolas
+   give a rule, peak learning rate = coefficient × N^exponent.
+2. **Sweep**: four budgets, each three times the one before, six sizes at each: 24 runs.
+3. **Check**: the fits of stage 2 are asked for the best model at three times the largest budget. The answer is written
+   down; then that model is trained, and beside it a model of half the size on twice the tokens and one of twice the
+   size on half, which should both be worse.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cme295lab.scaling.fitting.isoflop import fit_isoflop
+from cme295lab.scaling.fitting.parametric_fit import ParametricFit, fit_parametric
+from cme295lab.scaling.fitting.power_law import fit_power_law
+from cme295lab.scaling.records import ExtrapolationWarning, columns
+from cme295lab.scaling.sweep.models import (
+    SWEEP_MODELS,
+    LearningRateRule,
+    best_learning_rate,
+    model_for_size,
+    sweep_model,
+)
+from cme295lab.scaling.sweep.results import Record, Sweep
+from cme295lab.scaling.sweep.training import PlannedRun, steps_for_budget
+from cme295lab.transformer.config import ModelConfig
+
+BUDGETS = (1.5e11, 4.5e11, 1.35e12, 4.05e12)  # FLOP
+CHECK_BUDGET = 1.35e13
+_SIZES = {1.5e11: (0, 6), 4.5e11: (0, 6), 1.35e12: (2, 8), 4.05e12: (4, 10)}  # first and last rung of the ladder
+_TRIALS = {
+    "40x2": (0.004, 0.008, 0.016, 0.032),
+    "80x3": (0.004, 0.008, 0.016, 0.032),
+    "128x4": (0.002, 0.004, 0.008, 0.016),
+}
+_TRIAL_BUDGET = BUDGETS[0]
+_CHECK_FACTORS = (1.0, 0.5, 2.0)  # of the best size
+_BOOTSTRAP = 500
+
+
+def trial_runs() -> list[PlannedRun]:
+    """Stage 1."""
+    return [
+        PlannedRun(
+            name=f"trial {name} at {rate:g}",
+            config=sweep_model(name),
+            num_steps=steps_for_budget(sweep_model(name), _TRIAL_BUDGET),
+            learning_rate=rate,
+            kind="trial",
+        )
+        for name, rates in _TRIALS.items()
+        for rate in rates
+    ]
+
+
+def rule_from_trials(records: Sequence[Record]) -> LearningRateRule:
+    """The power law through the best learning rate of each size.
+
+    Raises:
+        ValueError: if the best of a size is at the edge of those tried.
+    """
+    sizes, best = [], []
+    for name in {record["model"]: None for record in records}:
+        of_size = [record for record in records if record["model"] == name]
+        sizes.append(float(of_size[0]["num_parameters"]))
+        best.append(best_learning_rate([r["learning_rate"] for r in of_size], [r["loss"] for r in of_size]))
+    coefficient, exponent = fit_power_law(np.array(sizes), np.array(best))
+    return LearningRateRule(coefficient=float(f"{coefficient:.4g}"), exponent=round(exponent, 4))
+
+
+def sweep_runs(rule: LearningRateRule) -> list[PlannedRun]:
+    """Stage 2."""
+    return [
+        _budget_run(config, budget, rule, "sweep")
+        for budget in BUDGETS
+        for config in SWEEP_MODELS[slice(*_SIZES[budget])]
+    ]
+
+
+def _budget_run(config: ModelConfig, flops: float, rule: LearningRateRule, kind: str) -> PlannedRun:
+    return PlannedRun(
+        name=f"{config.name} at {flops:.3g}",
+        config=config,
+        num_steps=steps_for_budget(config, flops),
+        learning_rate=float(f"{rule(config.num_parameters):.4g}"),
+        kind=kind,
+    )
+
+
+def check_runs(rule: LearningRateRule, prediction: Record) -> list[PlannedRun]:
+    """Stage 3: the predicted best model and its neighbours, at the larger budget."""
+    return [
+        _budget_run(model_for_size(factor * prediction["num_parameters"]), prediction["flops"], rule, "check")
+        for factor in _CHECK_FACTORS
+    ]
+
+
+def predict(sweep: Sweep, flops: float = CHECK_BUDGET) -> dict[str, Any]:
+    """What the fits of the sweep say about a larger budget: plain values, to be written down before it is trained.
+
+    The best size is that of approach 3; approach 2's stands beside it. The losses are those of the models that will be
+    trained, at the tokens that the budget leaves them.
+
+    Args:
+        sweep: with all runs of stage 2.
+        flops: the budget.
+    """
+    fit = fit_parametric(*columns(sweep.runs), num_bootstrap=_BOOTSTRAP, name="the course's sweep")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ExtrapolationWarning)  # the point of it
+        by_parabolas = fit_isoflop(sweep.runs).optimal(flops)
+    best = fit.law.allocate(flops)
+    models = [model_for_size(factor * best.num_parameters) for factor in _CHECK_FACTORS]
+    return {
+        "flops": flops,
+        "num_parameters": round(best.num_parameters),
+        "num_parameters_interval": [
+            round(value) for value in fit.interval(lambda law: law.allocate(flops).num_parameters)
+        ],
+        "num_parameters_by_parabolas": round(by_parabolas.num_parameters),
+        "num_tokens": round(best.num_tokens),
+        "loss": round(float(fit.loss(best.num_parameters, best.num_tokens)), 4),
+        "models": [_predicted_model(fit, config, flops) for config in models],
+    }
+
+
+def _predicted_model(fit: ParametricFit, config: ModelConfig, flops: float) -> dict[str, Any]:
+    size, tokens = float(config.num_parameters), flops / (6 * config.num_parameters)
+    low, high = fit.interval(lambda law: float(law.loss(size, tokens)))
+    return {
+        "model": config.name,
+        "loss": round(float(fit.loss(size, tokens)), 4),
+        "interval": [round(low, 4), round(high, 4)],
+    }
+
+
+def bits_per_byte(loss: float, bytes_per_token: float) -> float:
+    """A loss in nats per token as bits per byte of text, which can be compared between vocabularies."""
+    return loss / math.log(2) / bytes_per_token
