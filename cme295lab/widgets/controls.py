@@ -10,6 +10,7 @@ from typing import Any
 import ipywidgets
 import plotly.graph_objects as go
 
+_SCALES = ((1.0, ""), (1e3, "k"), (1e6, "M"), (1e9, "B"), (1e12, "T"))
 CLEAR, GRID = "rgba(0,0,0,0)", "rgba(127,134,141,0.3)"
 
 
@@ -68,6 +69,18 @@ def choice_menu(
 def nearest_choice(options: Sequence[tuple[str, float]], value: float) -> float:
     """The choice closest to a value, by ratio: for sliders over magnitudes."""
     return min((choice for _, choice in options), key=lambda choice: max(choice / value, value / choice))
+
+
+def magnitudes(low: float, high: float) -> list[tuple[str, float]]:
+    """1, 1.5, 2, 3, 5, 7 and their decades, with k, M, B and T, for a slider."""
+    values = [scale * decade * step for scale, _ in _SCALES for decade in (1, 10, 100) for step in (1, 1.5, 2, 3, 5, 7)]
+    return [(short(value), value) for value in values if low <= value <= high]
+
+
+def short(value: float) -> str:
+    """A count of parameters, tokens or dollars with k, M, B or T, to three digits."""
+    scale, letter = [pair for pair in _SCALES if value >= 0.9995 * pair[0] or pair[0] == 1][-1]
+    return f"{value / scale:.3g} {letter}".strip()
 
 
 def arrange(controls: Mapping[str, Any], *columns: Iterable[str]) -> Any:

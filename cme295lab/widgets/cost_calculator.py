@@ -18,13 +18,14 @@ from cme295lab.widgets.controls import (
     choice_slider,
     explorer_style,
     live_plot,
+    magnitudes,
     nearest_choice,
+    short,
     summary_table,
     watch,
 )
 from cme295lab.widgets.picture import Picture
 
-_SCALES = ((1e6, "M"), (1e9, "B"), (1e12, "T"))
 _SHARES = [(f"{percent} %", percent / 100) for percent in range(5, 75, 5)]
 _GPUS = [(f"{2**power:,}", 2**power) for power in range(18)]
 _RANGE = "not known: 0.03 to 0.8"
@@ -33,18 +34,6 @@ _NAMES = {
     "mfu": "MFU", "price_usd_per_gpu_hour": "price of an hour", "power_w": "power of a GPU", "pue": "PUE",
     "grid_kg_per_kwh": "CO2e of a kWh",
 }  # fmt: skip
-
-
-def magnitudes(low: float, high: float) -> list[tuple[str, float]]:
-    """1, 1.5, 2, 3, 5, 7 and their decades, with M, B and T, for a slider."""
-    values = [scale * decade * step for scale, _ in _SCALES for decade in (1, 10, 100) for step in (1, 1.5, 2, 3, 5, 7)]
-    return [(short(value), value) for value in values if low <= value <= high]
-
-
-def short(value: float) -> str:
-    """A count with M, B or T."""
-    scale, letter = [pair for pair in _SCALES if value >= 0.9995 * pair[0]][-1]
-    return f"{value / scale:.3g} {letter}"
 
 
 _PARAMETERS, _TOKENS = magnitudes(1e6, 7e12), magnitudes(1e8, 1e14)
@@ -187,7 +176,7 @@ def _slider(name: str, options: list[tuple[str, Any]], value: Any, label: str) -
 
 
 def _empty_plot() -> Any:
-    titles = ("days, if MFU stays", "how far each assumption reaches (1: central)")
+    titles = ("days, if MFU stays", "how far each assumption reaches")
     plot = make_subplots(1, 2, horizontal_spacing=0.22, subplot_titles=titles)
     plot.add_scatter(mode="lines", line_color=palette.BLUE, hovertemplate="%{x:,} GPUs: %{y:.3g} days<extra></extra>",
                      row=1, col=1)  # fmt: skip

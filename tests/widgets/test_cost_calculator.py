@@ -4,7 +4,8 @@ import pytest
 
 from cme295lab.pretraining import training_cost
 from cme295lab.widgets import CostCalculator
-from cme295lab.widgets.cost_calculator import magnitudes, short, spreads
+from cme295lab.widgets.controls import magnitudes, short
+from cme295lab.widgets.cost_calculator import spreads
 
 
 def test_megatron_at_a_trillion_takes_its_published_days_of_useful_flops() -> None:
@@ -49,7 +50,8 @@ def test_magnitudes_rise_and_read_back() -> None:
     assert values == sorted(set(values))
     assert values[0] == 1e6
     assert values[-1] == 1e13
-    assert [short(value) for value in (1e6, 1.5e9, 7e11, 1.5e13)] == ["1 M", "1.5 B", "700 B", "15 T"]
+    assert [short(value) for value in (7, 2500, 1e6, 1.5e9, 7e11, 1.5e13)] == [
+        "7", "2.5 k", "1 M", "1.5 B", "700 B", "15 T"]
 
 
 def test_calculator_refuses_what_its_controls_lack() -> None:
