@@ -1,14 +1,23 @@
 """Views that react, and the static pictures that stand in for them where no kernel runs.
 
-A view holds no algorithm. Read in pairs, the pure part first: `traffic_scenario` (what an attention call costs) and
-`traffic_explorer`; `walk_records` (a recorded launch as typed steps) and `tile_walk`; `cache_scenario` (a matrix
-product through an L2 cache) and `cache_explorer`; `budget` (a training step on a GPU, as a link) and `budget_explorer`;
-`shard_scenario` (who holds what under ZeRO) and `shard_map`; `ring_records` (an all-reduce, replayed) and `ring_walk`;
-`trade_off_scenario` (memory against time) and `trade_off_explorer`; `mixture_scenario` (tokens of each domain) and
-`mixture_explorer`. `working_set` says what blocks need on chip, `figures` draws hardware, traffic, roofline and
-block-size sweeps, `memory_figures` measured timelines, `parallel_figures` backward passes and ranks, `training_figures`
-runs and what they learned. `picture` is how a figure shows itself, `controls` has the sliders, menus and tables of all
-explorers, `walk_files` what the walks share in the browser.
+A view holds no algorithm. Read in pairs, the pure part first:
+
+    traffic_scenario    traffic_explorer     what an attention call costs
+    walk_records        tile_walk            a recorded launch, step by step
+    cache_scenario      cache_explorer       a matrix product through an L2 cache
+    budget              budget_explorer      a training step on a GPU, as a link
+    shard_scenario      shard_map            who holds what under ZeRO
+    ring_records        ring_walk            an all-reduce, replayed
+    trade_off_scenario  trade_off_explorer   memory against time
+    mixture_scenario    mixture_explorer     how much of each domain a run sees
+    frontier_scenario   frontier_explorer    a budget under every scaling law
+    isoflop_scenario    isoflop_explorer     own runs at equal compute, and the next budget
+
+`timeline_explorer` and `cost_calculator` draw records of other rooms as they are. Static pictures: `figures` (hardware,
+traffic, roofline, block sizes; `working_set` says what blocks need on chip), `memory_figures` (measured timelines),
+`parallel_figures` (backward passes and ranks), `training_figures` (runs and what they learned). `picture` is how a
+figure shows itself, `controls` has the sliders, menus and tables of all explorers, `walk_files` what the walks share in
+the browser.
 """
 
 from cme295lab.widgets.budget import Budget
@@ -18,6 +27,10 @@ from cme295lab.widgets.cache_explorer import CacheExplorer
 from cme295lab.widgets.cache_scenario import CacheScenario, cache_scenario
 from cme295lab.widgets.cost_calculator import CostCalculator
 from cme295lab.widgets.figures import RooflinePoint, block_size_map, memory_hierarchy, roofline, traffic_bars
+from cme295lab.widgets.frontier_explorer import FrontierExplorer
+from cme295lab.widgets.frontier_scenario import FrontierScenario, frontier_scenario
+from cme295lab.widgets.isoflop_explorer import IsoFlopExplorer
+from cme295lab.widgets.isoflop_scenario import IsoFlopScenario, isoflop_scenario
 from cme295lab.widgets.memory_figures import peak_treemap, timeline_figure
 from cme295lab.widgets.mixture_explorer import MixtureExplorer
 from cme295lab.widgets.mixture_scenario import MeasuredMixtures, MixtureScenario, mixture_scenario
@@ -42,6 +55,10 @@ __all__ = [
     "CacheExplorer",
     "CacheScenario",
     "CostCalculator",
+    "FrontierExplorer",
+    "FrontierScenario",
+    "IsoFlopExplorer",
+    "IsoFlopScenario",
     "MeasuredMixtures",
     "MixtureExplorer",
     "MixtureScenario",
@@ -65,6 +82,8 @@ __all__ = [
     "cache_scenario",
     "comparison_bars",
     "few_labels_figure",
+    "frontier_scenario",
+    "isoflop_scenario",
     "loss_curves",
     "memorisation_figure",
     "memory_hierarchy",

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 import pytest
 
-from cme295lab.widgets import MeasuredMixtures, mixture_scenario
+from cme295lab.widgets import CostCalculator, MeasuredMixtures, frontier_scenario, mixture_scenario
+from cme295lab.widgets.frontier_explorer import headline
 from tests.browser.lab import LabNotebook
 from tests.browser.test_widgets import HANGING_MS, NUM_PRESSES, SCREENSHOTS, drag, measure
 
@@ -50,4 +51,77 @@ def test_mixture_explorer_follows_keys_and_mouse(open_notebook: OpenNotebook, wr
     page.wait_for_function(BARS_SHOW, arg=[".mixture-explorer", "33%,67%,0%"], timeout=10_000)
     keys = ["ArrowLeft"] * NUM_PRESSES
     assert measure(page, "mixture_explorer", code, [".mixture-summary table"], keys) < HANGING_MS
+    assert notebook.error_outputs() == []
+
+
+def test_cost_calculator_follows_keys_and_mouse(open_notebook: OpenNotebook, write_notebook: WriteNotebook) -> None:
+    source = "from cme295lab.widgets import CostCalculator\ncosts = CostCalculator()\ncosts"
+    notebook = open_notebook(write_notebook("costs", [source, "costs.figure()"]))
+    notebook.run_all()
+    page = notebook.page
+    page.wait_for_selector(".cost-summary table")
+    gpus = page.locator(".cost-num_gpus .noUi-handle")
+    gpus.focus()
+    page.keyboard.press("ArrowRight")
+    days = f"{CostCalculator(num_gpus=4096).cost.days.central:,.3g} days"
+    page.wait_for_function(TEXT_SHOWS, arg=[".cost-summary", days], timeout=10_000)
+    page.locator(".cost-device select").select_option("A100-80GB-SXM")
+    days = f"{CostCalculator(num_gpus=4096, device='A100-80GB-SXM').cost.days.central:,.3g} days"
+    page.wait_for_function(TEXT_SHOWS, arg=[".cost-summary", days], timeout=10_000)
+    notebook.screenshot(SCREENSHOTS / "costs.png")
+    keys = ["ArrowLeft", "ArrowRight"] * (NUM_PRESSES // 2)
+    assert measure(page, "cost_calculator", gpus, [".cost-summary table"], keys) < HANGING_MS
+    assert notebook.error_outputs() == []
+
+
+def test_frontier_explorer_follows_keys_and_mouse(open_notebook: OpenNotebook, write_notebook: WriteNotebook) -> None:
+    source = "from cme295lab.widgets import FrontierExplorer\nfrontier = FrontierExplorer()\nfrontier"
+    notebook = open_notebook(write_notebook("frontier", [source, "frontier.figure()"]))
+    notebook.run_all()
+    page = notebook.page
+    page.wait_for_selector(".frontier-summary table")
+    budget = page.locator(".frontier-flops .noUi-handle")
+    budget.focus()
+    page.keyboard.press("ArrowRight")
+    expected = frontier_scenario(flops=1e24)
+    page.wait_for_function(TEXT_SHOWS, arg=[".frontier-summary", headline(expected)], timeout=10_000)
+    page.locator(".frontier-served_tokens .noUi-handle").focus()
+    for _ in range(5):
+        page.keyboard.press("ArrowRight")
+    expected = frontier_scenario(flops=1e24, served_tokens=1e13)
+    page.wait_for_function(TEXT_SHOWS, arg=[".frontier-summary", headline(expected)], timeout=10_000)
+    page.locator(".frontier-constants select").select_option("Chinchilla")
+    expected = frontier_scenario(flops=1e24, served_tokens=1e13, constants="Chinchilla")
+    page.wait_for_function(TEXT_SHOWS, arg=[".frontier-summary", headline(expected)], timeout=10_000)
+    notebook.screenshot(SCREENSHOTS / "frontier.png")
+    keys = ["ArrowLeft"] * NUM_PRESSES
+    assert measure(page, "frontier_explorer", budget, [".frontier-summary table"], keys) < HANGING_MS
+    assert notebook.error_outputs() == []
+
+
+RUNS = """from cme295lab.scaling import Run
+from cme295lab.widgets import IsoFlopExplorer
+runs = []
+for flops in (1e12, 3e12, 1e13, 3e13):
+    for factor, extra in ((0.25, 0.096), (0.5, 0.024), (1, 0.0), (2, 0.024), (4, 0.096)):
+        size = factor * 0.3 * flops**0.5
+        runs.append(Run(num_parameters=size, num_tokens=flops / 6 / size, loss=2 + (1e12 / flops) ** 0.1 + extra))
+isoflop = IsoFlopExplorer(runs, outcome=Run(num_parameters=2.9e6, num_tokens=1e14 / 6 / 2.9e6, loss=2.63))
+isoflop"""
+
+
+def test_isoflop_explorer_follows_keys_and_mouse(open_notebook: OpenNotebook, write_notebook: WriteNotebook) -> None:
+    notebook = open_notebook(write_notebook("isoflop", [RUNS, "isoflop.figure()"]))
+    notebook.run_all()
+    page = notebook.page
+    page.wait_for_selector(".isoflop-summary table")
+    page.wait_for_function(TEXT_SHOWS, arg=[".isoflop-summary", "N* ~ C^0.50"], timeout=10_000)
+    used = page.locator(".isoflop-num_budgets .noUi-handle")
+    used.focus()
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_function(TEXT_SHOWS, arg=[".isoflop-summary tr:nth-child(5)", "held back"], timeout=10_000)
+    notebook.screenshot(SCREENSHOTS / "isoflop.png")
+    asked = page.locator(".isoflop-flops .noUi-handle")
+    keys = ["ArrowRight", "ArrowLeft"] * (NUM_PRESSES // 2)
+    assert measure(page, "isoflop_explorer", asked, [".isoflop-summary b"], keys) < HANGING_MS
     assert notebook.error_outputs() == []
