@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from cme295lab._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from cme295lab.pretraining.corpora import Corpus, Document, course_corpus
     from cme295lab.pretraining.cost import (
         Assumption,
         Assumptions,
@@ -36,6 +37,8 @@ _HOME: dict[str, str] = {
     "Assumption": "cost",
     "Assumptions": "cost",
     "Batch": "packing",
+    "Corpus": "corpora",
+    "Document": "corpora",
     "FlopBreakdown": "flops.breakdown",
     "FlopCount": "flops.quantities",
     "FlopRate": "flops.quantities",
@@ -43,6 +46,7 @@ _HOME: dict[str, str] = {
     "PackedDataset": "packing",
     "TrainingCost": "cost",
     "approximate_training_flops": "flops.published",
+    "course_corpus": "corpora",
     "assumptions_for": "cost",
     "cost_of_gpu_hours": "cost",
     "flops_per_token": "flops.counting",
@@ -57,6 +61,9 @@ _HOME: dict[str, str] = {
 _MODULES = ("packing", "corpora", "tokenizer", "flops", "cost")
 
 __all__: list[str] = [
+    "course_corpus",
+    "Corpus",
+    "Document",
     "train_tokenizer",
     "PackedDataset",
     "MixtureDataset",
