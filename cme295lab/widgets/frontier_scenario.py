@@ -117,7 +117,7 @@ def frontiers() -> dict[str, tuple[Float[np.ndarray, " budgets"], Float[np.ndarr
 
 
 def _serving(law: ParametricLaw, optimum: Allocation, served_tokens: float) -> Allocation:
-    """The size that reaches the optimum's loss with the least compute in all: training 6 N D, and serving 2 N a token."""
+    """The size that reaches the same loss with the least compute in all: training 6 N D, and serving 2 N a token."""
     if not served_tokens:
         return optimum
     loss = float(law.loss(optimum.num_parameters, optimum.num_tokens))
