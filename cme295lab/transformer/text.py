@@ -22,7 +22,7 @@ import operator
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsIndex
 
 from tokenizers import Tokenizer
 
@@ -100,7 +100,7 @@ class TextTokenizer:
             raise TypeError("texts must be strings, all of them")
         return [encoding.ids for encoding in self.tokenizer.encode_batch(texts, add_special_tokens=special)]
 
-    def decode(self, ids: Sequence[int], *, skip_special: bool = False) -> str:
+    def decode(self, ids: Iterable[SupportsIndex], *, skip_special: bool = False) -> str:
         """The text of tokens.
 
         Args:
@@ -114,12 +114,12 @@ class TextTokenizer:
         self._check(numbers, "ids")
         return self.tokenizer.decode(numbers, skip_special_tokens=skip_special)
 
-    def token_text(self, id: int) -> str:
+    def token_text(self, id: SupportsIndex) -> str:
         """A token as people can read it: its text, or its bytes as \\xe2 where they are only part of a character."""
         text = self.decode([id])
         if text and _REPLACEMENT not in text:
             return text
-        raw = self.tokenizer.id_to_token(operator.index(id))
+        raw = self.tokenizer.id_to_token(operator.index(id)) or ""
         if raw and all(letter in _BYTES for letter in raw):
             return "".join(f"\\x{_BYTES[letter]:02x}" for letter in raw)
         return raw

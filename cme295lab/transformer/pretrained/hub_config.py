@@ -107,7 +107,7 @@ def _llama_fields(read: ConfigValues, architecture: str) -> dict[str, Any]:
         "dim": read.count("hidden_size"),
         "num_heads": heads,
         "num_kv_heads": read.count("num_key_value_heads", default_kv),
-        "head_dim": read.get("head_dim"),
+        **({"head_dim": read.count("head_dim")} if read.get("head_dim") is not None else {}),
         "mlp_dim": read.count("intermediate_size"),
         "max_seq": max_seq,
         "tied_head": read.switch("tie_word_embeddings", False),
