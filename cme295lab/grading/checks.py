@@ -16,7 +16,15 @@ from typing import Any
 from cme295lab.grading.result import CheckResult
 
 # Each topic is a package here that has a dictionary EXERCISES; it is imported when one of its exercises is asked for.
-_TOPICS = ("flash_attention", "kernel_clinic", "ring_all_reduce", "ddp_overlap", "training_memory", "zero_sharding")
+_TOPICS = (
+    "flash_attention",
+    "kernel_clinic",
+    "ring_all_reduce",
+    "ddp_overlap",
+    "training_memory",
+    "zero_sharding",
+    "decoding",
+)
 
 
 def exercises() -> list[str]:
