@@ -31,6 +31,8 @@ from cme295lab.widgets.frontier_explorer import FrontierExplorer
 from cme295lab.widgets.frontier_scenario import FrontierScenario, frontier_scenario
 from cme295lab.widgets.isoflop_explorer import IsoFlopExplorer
 from cme295lab.widgets.isoflop_scenario import IsoFlopScenario, isoflop_scenario
+from cme295lab.widgets.kv_cache_explorer import KvCacheExplorer
+from cme295lab.widgets.kv_cache_scenario import KvCacheScenario, kv_cache_scenario
 from cme295lab.widgets.memory_figures import peak_treemap, timeline_figure
 from cme295lab.widgets.mixture_explorer import MixtureExplorer
 from cme295lab.widgets.mixture_scenario import MeasuredMixtures, MixtureScenario, mixture_scenario
@@ -59,6 +61,8 @@ __all__ = [
     "FrontierScenario",
     "IsoFlopExplorer",
     "IsoFlopScenario",
+    "KvCacheExplorer",
+    "KvCacheScenario",
     "MeasuredMixtures",
     "MixtureExplorer",
     "MixtureScenario",
@@ -86,6 +90,7 @@ __all__ = [
     "isoflop_scenario",
     "loss_curves",
     "memorisation_figure",
+    "kv_cache_scenario",
     "memory_hierarchy",
     "mixture_scenario",
     "peak_treemap",
