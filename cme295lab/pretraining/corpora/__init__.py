@@ -1,8 +1,8 @@
 """What the course's models read: real text that is on any machine with Python, and two generated parts.
 
 Read ``document`` first (a text, where it is from, what family it belongs to), then where text comes from:
-``python_library`` (the language reference, docstrings and source that ship with CPython), ``arithmetic`` and
-``stories`` (generated, seeded), ``dated`` (facts with a date, to cut a training set at one), ``readers`` (your own
+``python_library`` (the language reference, docstrings and source that ship with CPython), ``worked_sums`` and
+``story_telling`` (generated, seeded), ``dated`` (facts with a date, to cut a training set at one), ``readers`` (your own
 files). Then what is done to it: ``quality`` (filters that count what they drop), ``duplicates`` (exact and near),
 ``splitting`` (training and validation text that share nothing, and a measure of it), ``mixing`` (how much of which
 domain). ``course`` puts it all together.
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 from cme295lab._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from cme295lab.pretraining.corpora.arithmetic import arithmetic
     from cme295lab.pretraining.corpora.course import course_corpus
     from cme295lab.pretraining.corpora.dated import published_after, published_until, python_history
     from cme295lab.pretraining.corpora.document import Corpus, Document, total_bytes
@@ -35,7 +34,8 @@ if TYPE_CHECKING:
     )
     from cme295lab.pretraining.corpora.readers import read_documents, read_jsonl, read_parquet, read_text
     from cme295lab.pretraining.corpora.splitting import Overlap, link_families, overlap, split
-    from cme295lab.pretraining.corpora.stories import stories
+    from cme295lab.pretraining.corpora.story_telling import stories
+    from cme295lab.pretraining.corpora.worked_sums import arithmetic
 
 _HOME: dict[str, str] = {
     "Corpus": "document",
@@ -45,7 +45,7 @@ _HOME: dict[str, str] = {
     "FilterReport": "quality",
     "Overlap": "splitting",
     "apply_filters": "quality",
-    "arithmetic": "arithmetic",
+    "arithmetic": "worked_sums",
     "course_corpus": "course",
     "from_folders": "quality",
     "generated_table": "quality",
@@ -66,7 +66,7 @@ _HOME: dict[str, str] = {
     "similar_pairs": "duplicates",
     "split": "splitting",
     "standard_library_code": "python_library",
-    "stories": "stories",
+    "stories": "story_telling",
     "temperature_weights": "mixing",
     "too_many_repeated_lines": "quality",
     "too_many_symbols": "quality",

@@ -16,7 +16,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from cme295lab.pretraining.corpora.arithmetic import arithmetic
 from cme295lab.pretraining.corpora.document import Corpus, Document
 from cme295lab.pretraining.corpora.duplicates import DuplicateReport, remove_duplicates
 from cme295lab.pretraining.corpora.python_library import language_reference, standard_library
@@ -30,7 +29,8 @@ from cme295lab.pretraining.corpora.quality import (
     too_many_symbols,
 )
 from cme295lab.pretraining.corpora.splitting import link_families, split
-from cme295lab.pretraining.corpora.stories import stories
+from cme295lab.pretraining.corpora.story_telling import stories
+from cme295lab.pretraining.corpora.worked_sums import arithmetic
 
 DOMAINS = ("english", "code", "arithmetic", "stories")
 VALIDATION_SHARE = 0.05

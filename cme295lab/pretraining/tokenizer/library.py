@@ -10,10 +10,8 @@ from collections.abc import Iterable, Sequence
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from cme295lab.pretraining.tokenizer.requests import check_reached, check_request, checked_texts
+from cme295lab.pretraining.tokenizer.requests import END_TOKEN, check_reached, check_request, checked_texts
 from cme295lab.transformer.text import TextTokenizer
-
-END_TOKEN = "<|end|>"
 
 
 def train_tokenizer(

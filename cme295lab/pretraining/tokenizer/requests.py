@@ -5,7 +5,9 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 
-NUM_BYTES = 256
+from cme295lab.pretraining.tokenizer.bpe import NUM_BYTES
+
+END_TOKEN = "<|end|>"
 
 
 def check_request(vocab_size: int, special_tokens: Sequence[str]) -> tuple[int, tuple[str, ...]]:
