@@ -108,16 +108,19 @@ class KvCacheExplorer(ipywidgets.VBox):
 
     def _redraw(self, _: Any = None) -> None:
         scenario = self.scenario
-        names = [f"{layout.label} " for layout in scenario.layouts]
+        at = list(range(len(scenario.layouts)))  # names as places would stay in the order of their first appearance
         caches = [layout.cache_bytes for layout in scenario.layouts]
         capacity = scenario.capacity_bytes
         with self.plot.batch_update():
             weight, cache, tokens = self.plot.data
-            weight.y, weight.x = names, [scenario.weight_bytes] * len(names)
-            cache.y, cache.x = names, caches
+            weight.y, weight.x = at, [scenario.weight_bytes] * len(at)
+            cache.y, cache.x = at, caches
             cache.text = [format_bytes(size, binary=True) for size in caches]
-            tokens.y, tokens.x = names, [layout.bytes_per_token for layout in scenario.layouts]
+            tokens.y, tokens.x = at, [layout.bytes_per_token for layout in scenario.layouts]
             tokens.text = [f"{layout.bytes_per_token:,} B" for layout in scenario.layouts]
+            self.plot.layout.yaxis.update(
+                tickvals=at, ticktext=[f"{layout.label} " for layout in scenario.layouts], range=[len(at) - 0.5, -0.5]
+            )
             self.plot.layout.shapes[0].update(x0=capacity, x1=capacity)
             label = f"{_gpus(scenario)}: {format_bytes(capacity, binary=True)}"
             self.plot.layout.annotations[-1].update(x=capacity, text=label)
@@ -170,18 +173,19 @@ def _empty_plot() -> Any:
     """Bars without numbers, and the line of the capacity; `_redraw` fills them in place."""
     plot = make_subplots(1, 2, shared_yaxes=True, column_widths=(0.68, 0.32), horizontal_spacing=0.04,
                          subplot_titles=("", "bytes per token"))  # fmt: skip
-    plot.add_bar(x=[0], y=[""], orientation="h", name="weights", marker_color=COLOURS["weight"],
+    plot.add_bar(x=[0], y=[0], orientation="h", name="weights", marker_color=COLOURS["weight"],
                  hovertemplate="weights: %{x:.3s}B<extra></extra>", row=1, col=1)  # fmt: skip
-    plot.add_bar(x=[0], y=[""], orientation="h", name="keys and values", marker_color=COLOURS["KV cache"],
+    plot.add_bar(x=[0], y=[0], orientation="h", name="keys and values", marker_color=COLOURS["KV cache"],
                  textposition="outside", cliponaxis=False, hoverinfo="skip", row=1, col=1)  # fmt: skip
-    plot.add_bar(x=[0], y=[""], orientation="h", marker_color=palette.SKY, showlegend=False, textposition="outside",
+    plot.add_bar(x=[0], y=[0], orientation="h", marker_color=palette.SKY, showlegend=False, textposition="outside",
                  cliponaxis=False, hoverinfo="skip", row=1, col=2)  # fmt: skip
     line = {"color": palette.VERMILLION, "width": 3}
     plot.add_shape(type="line", x0=0, x1=0, y0=0, y1=1, yref="paper", line=line)
     plot.add_annotation(x=0, y=1.12, yref="paper", text="", showarrow=False, xanchor="right")
-    legend = {"orientation": "h", "y": -0.28, "x": 0.1}
+    legend = {"orientation": "h", "y": -0.32, "x": 0.1, "traceorder": "normal"}
     widget = live_plot(plot, width=850, height=290, barmode="stack", bargap=0.4, legend=legend,
                        margin={"l": 130, "r": 10, "t": 40, "b": 40})  # fmt: skip
     widget.update_xaxes(tickformat="~s", ticksuffix="B", nticks=6)
-    widget.update_yaxes(autorange="reversed", showgrid=False, row=1, col=1)
+    widget.update_yaxes(showgrid=False)
+    widget.update_xaxes(title_text="bytes (line: capacity)", row=1, col=1)
     return widget

@@ -21,6 +21,9 @@ class LetterTokenizer:
     def decode(self, tokens: list[int]) -> str:
         return "".join(ALPHABET[token] for token in tokens)
 
+    def token_text(self, token: int) -> str:
+        return ALPHABET[token]
+
 
 @dataclass(frozen=True, kw_only=True)
 class FakePretrained:
