@@ -2,8 +2,8 @@
 
 Read ``document`` first (a text, where it is from, what family it belongs to), then where text comes from:
 ``python_library`` (the language reference, docstrings and source that ship with CPython), ``worked_sums`` and
-``story_telling`` (generated, seeded), ``dated`` (facts with a date, to cut a training set at one), ``readers`` (your own
-files). Then what is done to it: ``quality`` (filters that count what they drop), ``duplicates`` (exact and near),
+``story_telling`` (generated, seeded), ``dated`` (facts with a date, to cut a training set at one), ``readers`` (your
+own files). Then what is done to it: ``quality`` (filters that count what they drop), ``duplicates`` (exact and near),
 ``splitting`` (training and validation text that share nothing, and a measure of it), ``mixing`` (how much of which
 domain). ``course`` puts it all together.
 """

@@ -134,7 +134,8 @@ def standard_library(*, one_in: int = 1) -> PythonLibrary:
         return False
 
     kept, report = apply_filters(files, [*SOURCE_FILTERS, Filter(name="does not parse", drops=does_not_parse)])
-    docstrings, code = [], []
+    docstrings: list[Document] = []
+    code: list[Document] = []
     for file in kept:
         nodes = list(_documented(trees[file.source], ""))
         docstrings += _docstrings(file, nodes)

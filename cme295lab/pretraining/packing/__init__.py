@@ -16,7 +16,7 @@ from cme295lab._lazy import lazy_names
 
 if TYPE_CHECKING:
     from cme295lab.pretraining.packing.dataset import IGNORED_TARGET, PADDING_DOCUMENT, Batch, PackedDataset
-    from cme295lab.pretraining.packing.filling import best_fit, next_fit, one_per_row
+    from cme295lab.pretraining.packing.filling import best_fit, cut_to_fit, next_fit, one_per_row
     from cme295lab.pretraining.packing.mixture import MixtureDataset
 
 _HOME: dict[str, str] = {
@@ -26,6 +26,7 @@ _HOME: dict[str, str] = {
     "PADDING_DOCUMENT": "dataset",
     "PackedDataset": "dataset",
     "best_fit": "filling",
+    "cut_to_fit": "filling",
     "next_fit": "filling",
     "one_per_row": "filling",
 }
@@ -37,6 +38,7 @@ __all__: list[str] = [
     "Batch",
     "best_fit",
     "next_fit",
+    "cut_to_fit",
     "one_per_row",
     "IGNORED_TARGET",
     "PADDING_DOCUMENT",

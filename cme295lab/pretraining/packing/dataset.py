@@ -25,17 +25,26 @@ import itertools
 import operator
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from cme295lab.pretraining.packing.filling import FILLINGS
+from cme295lab.pretraining.packing.filling import FILLINGS, cut_to_fit
 
 IGNORED_TARGET = -100  # torch's cross-entropy leaves it out
 PADDING_DOCUMENT = 0
+CUT_TO_FIT = "cut-to-fit"
+
+
+class Piece(NamedTuple):
+    """A run of tokens in one row: where it starts in the stream, its length, and whether its document ends in it."""
+
+    start: int
+    length: int
+    ends: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +86,8 @@ class PackedDataset:
         seq: tokens in a row.
         seed: decides the order of rows in each epoch.
         end_token: closes each document, and fills what is left of a row.
-        filling: how documents are put into rows: "best-fit", "next-fit" or "one-per-row".
+        filling: how documents are put into rows: "best-fit", "next-fit" or "one-per-row" keep them whole if
+            they fit a row at all; "cut-to-fit" wastes nothing, and cuts.
 
     Raises:
         ValueError: if there are no documents, one is empty or holds a negative id, or `seq` is smaller than 2.
@@ -97,23 +107,20 @@ class PackedDataset:
         seq: int,
         seed: int = 0,
         end_token: int,
-        filling: Literal["best-fit", "next-fit", "one-per-row"] = "best-fit",
+        filling: Literal["best-fit", "next-fit", "one-per-row", "cut-to-fit"] = "best-fit",
     ) -> None:
         self.seq, self.seed, self.end_token = operator.index(seq), operator.index(seed), operator.index(end_token)
         if self.seq < 2:
             raise ValueError(f"seq must be at least 2, a token and what follows it, got {seq}")
         if self.seed < 0 or self.end_token < 0:
             raise ValueError(f"seed and end_token must not be negative, got {seed} and {end_token}")
-        if filling not in FILLINGS:
-            raise ValueError(f"filling must be one of {', '.join(FILLINGS)}, got {filling!r}")
+        if filling not in (*FILLINGS, CUT_TO_FIT):
+            raise ValueError(f"filling must be one of {', '.join((*FILLINGS, CUT_TO_FIT))}, got {filling!r}")
         self._stream, starts = _stream_of(documents, self.end_token)
-        pieces = [piece for start, stop in itertools.pairwise(starts) for piece in _pieces(start, stop, self.seq)]
-        self._rows = [
-            [pieces[i] for i in row] for row in FILLINGS[filling]([length for _, length, _ in pieces], self.seq)
-        ]
+        self._rows = _rows(starts, self.seq, filling)
         self.num_documents = len(documents)
-        self.num_tokens = sum(length for _, length, _ in pieces)
-        self.num_targets = sum(length - ends for _, length, ends in pieces)
+        self.num_tokens = sum(piece.length for row in self._rows for piece in row)
+        self.num_targets = self.num_tokens - sum(piece.ends for row in self._rows for piece in row)
 
     @property
     def num_rows(self) -> int:
@@ -151,7 +158,7 @@ class PackedDataset:
     def _order(self, epoch: int) -> np.ndarray:
         return np.random.default_rng([self.seed, epoch]).permutation(self.num_rows)
 
-    def _fill(self, row: np.ndarray, pieces: Sequence[tuple[int, int, bool]]) -> None:
+    def _fill(self, row: np.ndarray, pieces: Sequence[Piece]) -> None:
         """Write the four lines of the picture above."""
         tokens, targets, documents, positions = row
         at = 0
@@ -185,14 +192,27 @@ def _stream_of(documents: Sequence[Sequence[int]], end_token: int) -> tuple[np.n
     return np.concatenate(parts), starts
 
 
-def _pieces(start: int, stop: int, seq: int) -> Iterator[tuple[int, int, bool]]:
-    """Cut a document: (where the piece starts, its length, whether the document ends in it).
+def _rows(starts: Sequence[int], seq: int, filling: str) -> list[list[Piece]]:
+    """Put documents, given by where each starts and the last ends, into rows."""
+    documents = list(itertools.pairwise(starts))
+    if filling == CUT_TO_FIT:
+        cut = cut_to_fit([stop - start for start, stop in documents], seq)
+        return [[_piece(*documents[number], first, last) for number, first, last in row] for row in cut]
+    pieces = [piece for start, stop in documents for piece in _pieces(start, stop, seq)]
+    return [[pieces[i] for i in row] for row in FILLINGS[filling]([piece.length for piece in pieces], seq)]
+
+
+def _pieces(start: int, stop: int, seq: int) -> Iterator[Piece]:
+    """Cut a document that is longer than a row.
 
     An end token alone in the last piece is left out: it has no target, and it is a target in the piece before.
     """
-    for at in range(start, stop - 1, seq):
-        length = min(seq, stop - at)
-        yield at, length, at + length == stop
+    for first in range(0, stop - start - 1, seq):
+        yield _piece(start, stop, first, min(first + seq, stop - start))
+
+
+def _piece(start: int, stop: int, first: int, last: int) -> Piece:
+    return Piece(start=start + first, length=last - first, ends=start + last == stop)
 
 
 def positive(name: str, value: int) -> int:

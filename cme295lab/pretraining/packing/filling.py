@@ -5,6 +5,10 @@ the longest first and puts each into the fullest row that still has space for it
 NP-hard), but best fit comes within a row or two of the bound, total length over row length, once there are many short
 pieces. `one_per_row` is what padding without packing does, for comparison.
 
+Whole documents do not always fit: if all are a little longer than half a row, each needs its own. `cut_to_fit` fills
+every row to its end and goes on with the rest of the document in the next, where it cannot see its beginning. No space
+is lost, but context is.
+
 Source: Ding et al. 2024, "Fewer Truncations Improve Language Modeling", which packs documents by best fit.
 """
 
@@ -70,6 +74,38 @@ def best_fit(lengths: Sequence[int], seq: int) -> list[list[int]]:
 def one_per_row(lengths: Sequence[int], seq: int) -> list[list[int]]:
     """Give each piece a row of its own."""
     return [[piece] for piece in range(len(lengths))]
+
+
+def cut_to_fit(lengths: Sequence[int], seq: int) -> list[list[tuple[int, int, int]]]:
+    """Fill each row to its end, cutting documents wherever it is full.
+
+    A document's last token, if it would stand alone in the next row, is left out: it has nothing to predict, and the
+    piece before has it as its last target.
+
+    Args:
+        lengths: of each document, with its end token.
+        seq: tokens in a row.
+
+    Returns:
+        For each row, the pieces in it: (document, first token, one after its last token).
+
+    Example:
+        >>> cut_to_fit([3, 6, 2], seq=4)
+        [[(0, 0, 3), (1, 0, 1)], [(1, 1, 5)], [(2, 0, 2)]]
+    """
+    rows: list[list[tuple[int, int, int]]] = []
+    space = 0
+    for document, length in enumerate(lengths):
+        start = 0
+        while start < length and not (start and start == length - 1):
+            if not space:
+                rows.append([])
+                space = seq
+            stop = min(length, start + space)
+            rows[-1].append((document, start, stop))
+            space -= stop - start
+            start = stop
+    return rows
 
 
 FILLINGS = {"best-fit": best_fit, "next-fit": next_fit, "one-per-row": one_per_row}

@@ -1,10 +1,10 @@
 """From text to token numbers: byte-level byte-pair encoding, to read and to use.
 
-Read ``pretokenization`` (text is cut into words first, and no token reaches across two), ``bpe`` (a vocabulary; text to numbers
-and back), ``training`` (which pairs become a token: recounted each time, and kept up to date), and ``library`` (the
-same with the `tokenizers` library, in Rust, which the course trains with). Tests hold the plain and the library's
-version together: same merges, same numbers. ``bytes_per_token`` says how many bytes a token stands for, by domain and by
-language. ``requests`` is what both trainers refuse.
+Read ``pretokenization`` (text is cut into words first, and no token reaches across two), ``bpe`` (a vocabulary; text to
+numbers and back), ``training`` (which pairs become a token: recounted each time, and kept up to date), and ``library``
+(the same with the `tokenizers` library, in Rust, which the course trains with). Tests hold the plain and the library's
+version together: same merges, same numbers. ``bytes_per_token`` says how many bytes a token stands for, by domain and
+by language. ``requests`` is what both trainers refuse.
 """
 
 from __future__ import annotations
