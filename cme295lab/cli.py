@@ -204,7 +204,7 @@ def fetch(
             print(f"{wanted.name} is here: {cache.cached_file(wanted)}")
         else:
             print(fetching.announcement(wanted, source.value), flush=True)
-            if sys.stdin.isatty() and not yes:
+            if not yes and _somebody_can_answer():
                 typer.confirm("Download?", default=True, abort=True)
             print(f"fetched: {fetching.fetch(wanted, source.value)}")
     except FetchError as error:
@@ -212,6 +212,10 @@ def fetch(
     except KeyboardInterrupt:
         print("\ncme295lab: interrupted; what has arrived is kept, run the same command to go on", file=sys.stderr)
         raise typer.Exit(EXIT_INTERRUPTED) from None
+
+
+def _somebody_can_answer() -> bool:
+    return sys.stdin.isatty()
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
