@@ -2,7 +2,7 @@
 
 `next_fit` is what reading from a stream gives: in order, a new row when the next piece does not fit. `best_fit` takes
 the longest first and puts each into the fullest row that still has space for it. Neither is optimal (bin packing is
-NP-hard), but best fit comes within a row or two of the bound, total length over row length, once there are many short
+NP-hard), but best fit comes close to the bound, total length over row length, as soon as there are enough short
 pieces. `one_per_row` is what padding without packing does, for comparison.
 
 Whole documents do not always fit: if all are a little longer than half a row, each needs its own. `cut_to_fit` fills
