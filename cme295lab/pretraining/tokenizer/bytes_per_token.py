@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 # The same four sentences in three languages; then the other domains of the course
 SAMPLES: dict[str, str] = {
@@ -37,6 +37,7 @@ SAMPLES: dict[str, str] = {
 }  # fmt: skip
 
 
+@runtime_checkable
 class Encoder(Protocol):
     """Whatever encodes text: a `Bpe`, a `TextTokenizer`."""
 
