@@ -11,20 +11,17 @@ published models, and a `ModelConfig` mixes their parts freely:
     biases      none                                    in every linear layer of a block
     head        a matrix of its own                     the embedding once more ("tied")
 
-Counting is exact: `config.num_parameters` is the integer that the published checkpoints have.
+With `num_experts` each layer has that many MLPs and a router, and a token passes `experts_per_token` of them (Mixtral).
+Counting is exact: `config.num_parameters` is the integer that the published checkpoints have (`presets`).
 
-    >>> preset("llama-3-8b").num_parameters, preset("gpt-2").num_parameters
-    (8030261248, 124439808)
-
-Not covered here: mixture of experts, biases in some linear layers only, norms in other places.
+Not covered here: biases in some linear layers only, norms in other places, attention within a sliding window.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
@@ -35,7 +32,9 @@ Position = Literal["rope", "learned"]
 _KINDS: Mapping[str, tuple[str, ...]] = MappingProxyType(
     {"mlp": get_args(Mlp), "norm": get_args(Norm), "position": get_args(Position)}
 )
-_COUNTS = ("vocab_size", "num_layers", "dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "max_seq")
+_COUNTS = (
+    "vocab_size", "num_layers", "dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "max_seq",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +45,7 @@ class ParameterCounts:
         token_embedding: the table of token vectors.
         position_embedding: the table of learned positions.
         attention: query, key, value and output projections of all layers.
-        mlp: MLP matrices of all layers.
+        mlp: MLP matrices of all layers; with experts, all of theirs and the routers.
         norms: all norms, the last one included.
         head: the output matrix; 0 where it is tied to the embedding.
     """
@@ -69,6 +68,37 @@ class ParameterCounts:
 
 
 @dataclass(frozen=True, kw_only=True)
+class RopeScaling:
+    """How Llama 3.1 stretches its rotations to a longer context: slow ones by `factor`, fast ones not at all.
+
+    Attributes:
+        factor: by which the slow rotations are slowed down.
+        low_freq_factor, high_freq_factor: rotations with fewer turns than the first, in the original context, are
+            slowed down in full; with more than the second not at all; in between smoothly.
+        original_max_seq: the context before.
+
+    Raises:
+        ValueError: if a value is not positive, or the second factor is not above the first.
+
+    Source: Grattafiori et al. 2024, "The Llama 3 Herd of Models", §3.4.2, and its released code.
+    """
+
+    factor: float = 8.0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_seq: int = 8192
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+                raise ValueError(f"{item.name} of a RopeScaling must be a positive number, got {value!r}")
+        if self.high_freq_factor <= self.low_freq_factor:
+            low, high = self.low_freq_factor, self.high_freq_factor
+            raise ValueError(f"high_freq_factor must be above low_freq_factor, got {high} and {low}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The shape of a decoder-only language model.
 
@@ -80,7 +110,7 @@ class ModelConfig:
         num_heads: query heads.
         num_kv_heads: key/value heads, a divisor of num_heads; None means num_heads.
         head_dim: width of a head; None means dim / num_heads.
-        mlp_dim: inner width of the MLP.
+        mlp_dim: inner width of the MLP, or of each expert.
         mlp: "swiglu" (three matrices) or "gelu" (two).
         norm: "rmsnorm" (weight) or "layernorm" (weight and bias).
         position: "rope" (rotations of queries and keys) or "learned" (a table added to the embedding).
@@ -90,6 +120,10 @@ class ModelConfig:
         dropout: probability of dropping, on the embedding, attention probabilities and both residual branches.
         norm_eps: added to the mean square or variance in a norm.
         rope_theta: base of the rotation frequencies.
+        rope_scaling: how they are stretched to a longer context; None means not.
+        num_experts: MLPs that a router chooses from in each layer; 0 means one MLP and no router.
+        experts_per_token: how many of them a token passes; num_experts makes the mixture dense.
+        capacity_factor: how many tokens an expert takes, in multiples of an even share; None means all.
 
     Raises:
         TypeError: if a count is not an integer or a switch not a bool.
@@ -113,6 +147,10 @@ class ModelConfig:
     dropout: float = 0.0
     norm_eps: float = 1e-5
     rope_theta: float = 10_000.0
+    rope_scaling: RopeScaling | None = None
+    num_experts: int = 0
+    experts_per_token: int = 0
+    capacity_factor: float | None = None
 
     def __post_init__(self) -> None:
         for name, default in (("num_kv_heads", lambda: self.num_heads), ("head_dim", self._default_head_dim)):
@@ -142,6 +180,28 @@ class ModelConfig:
             )
         if self.position == "rope" and self.head_dim % 2:
             raise ValueError(f"head_dim must be even with position='rope', got {self.head_dim}: RoPE rotates pairs")
+        if self.rope_scaling is not None and not isinstance(self.rope_scaling, RopeScaling):
+            raise TypeError(f"rope_scaling must be a RopeScaling or None, got {self.rope_scaling!r}")
+        self._check_experts()
+
+    def _check_experts(self) -> None:
+        for name in ("num_experts", "experts_per_token"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}")
+        if self.num_experts < 0:
+            raise ValueError(f"num_experts must be 0 (one MLP) or more, got {self.num_experts}")
+        least = 1 if self.num_experts else 0
+        if not least <= self.experts_per_token <= self.num_experts:
+            raise ValueError(
+                f"experts_per_token must be {least} to num_experts = {self.num_experts}, got {self.experts_per_token}"
+            )
+        if self.capacity_factor is None:
+            return
+        if not self.num_experts:
+            raise ValueError(f"capacity_factor={self.capacity_factor} needs experts: num_experts is 0")
+        if not (math.isfinite(self.capacity_factor) and self.capacity_factor > 0):
+            raise ValueError(f"capacity_factor must be a positive number or None, got {self.capacity_factor}")
 
     def _default_head_dim(self) -> int:
         if not (isinstance(self.dim, int) and isinstance(self.num_heads, int) and self.num_heads > 0):
@@ -170,6 +230,13 @@ class ModelConfig:
 
     @property
     def mlp_parameters_per_layer(self) -> int:
+        """One MLP; with experts, all of them and the router."""
+        if not self.num_experts:
+            return self.parameters_per_expert
+        return self.num_experts * (self.parameters_per_expert + self.dim)
+
+    @property
+    def parameters_per_expert(self) -> int:
         """Two matrices and, with SwiGLU, a gate."""
         num_inner = 2 if self.mlp == "swiglu" else 1  # matrices that lead into the inner width
         biases = num_inner * self.mlp_dim + self.dim if self.bias else 0
@@ -202,9 +269,15 @@ class ModelConfig:
         """Parameters, exactly: a tied head is counted once."""
         return self.counts.total
 
+    @property
+    def num_active_parameters(self) -> int:
+        """Parameters that a token passes: all but the experts that it is not sent to."""
+        idle = self.num_layers * (self.num_experts - self.experts_per_token) * self.parameters_per_expert
+        return self.num_parameters - idle
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values that `from_dict` turns back into an equal config."""
-        return {item.name: getattr(self, item.name) for item in fields(self)}
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
@@ -217,65 +290,7 @@ class ModelConfig:
         unknown = sorted(set(values) - set(known))
         if unknown:
             raise ValueError(f"a ModelConfig has no {', '.join(unknown)}; it has {', '.join(known)}")
+        scaling = values.get("rope_scaling")
+        if isinstance(scaling, Mapping):
+            return cls(**{**values, "rope_scaling": RopeScaling(**scaling)})
         return cls(**values)
-
-
-def _llama(name: str, layers: int, dim: int, mlp_dim: int, vocab: int, heads: int, kv: int, **more: Any) -> ModelConfig:
-    return ModelConfig(
-        name=name, num_layers=layers, dim=dim, mlp_dim=mlp_dim, vocab_size=vocab, num_heads=heads, num_kv_heads=kv,
-        **more,
-    )  # fmt: skip
-
-
-def _gpt(name: str, layers: int, dim: int, heads: int, vocab: int, max_seq: int, dropout: float = 0.0) -> ModelConfig:
-    return ModelConfig(
-        name=name, num_layers=layers, dim=dim, mlp_dim=4 * dim, vocab_size=vocab, num_heads=heads, max_seq=max_seq,
-        mlp="gelu", norm="layernorm", position="learned", tied_head=True, bias=True, dropout=dropout,
-    )  # fmt: skip
-
-
-_TABLE = (
-    # Three that train on a laptop.
-    _llama("course-1m", 4, 128, 352, 2048, 4, 2, max_seq=1024, tied_head=True),
-    _llama("course-4m", 4, 256, 704, 4096, 8, 4, max_seq=1024, tied_head=True),
-    _llama("course-30m", 8, 512, 1408, 6144, 8, 4, max_seq=2048),
-    # Radford et al. 2019, "Language Models are Unsupervised Multitask Learners"; Brown et al. 2020, Table 2.1.
-    _gpt("gpt-2", 12, 768, 12, 50257, 1024),
-    _gpt("gpt-2-medium", 24, 1024, 16, 50257, 1024),
-    _gpt("gpt-2-large", 36, 1280, 20, 50257, 1024),
-    _gpt("gpt-2-xl", 48, 1600, 25, 50257, 1024),
-    _gpt("gpt-3", 96, 12288, 96, 50257, 2048),
-    # Touvron et al. 2023, "Llama 2"; Grattafiori et al. 2024, "The Llama 3 Herd of Models"; Jiang et al. 2023.
-    _llama("llama-2-7b", 32, 4096, 11008, 32000, 32, 32, max_seq=4096),
-    _llama("llama-2-13b", 40, 5120, 13824, 32000, 40, 40, max_seq=4096),
-    _llama("llama-2-70b", 80, 8192, 28672, 32000, 64, 8, max_seq=4096),
-    _llama("llama-3-8b", 32, 4096, 14336, 128256, 32, 8, max_seq=8192, rope_theta=500_000.0),
-    _llama("llama-3-70b", 80, 8192, 28672, 128256, 64, 8, max_seq=8192, rope_theta=500_000.0),
-    _llama("llama-3-405b", 126, 16384, 53248, 128256, 128, 8, max_seq=131_072, rope_theta=500_000.0),
-    _llama("mistral-7b", 32, 4096, 14336, 32000, 32, 8, max_seq=32_768),
-    # The 7.5B model of Narayanan et al. 2021, Table 1, which ZeRO's Fig. 1 shards; Korthikanti et al. 2022, Table 3.
-    _gpt("megatron-7.5b", 36, 4096, 32, 51200, 2048),
-    _gpt("megatron-22b", 48, 6144, 64, 51200, 2048),
-    _gpt("megatron-175b", 96, 12288, 96, 51200, 2048),
-    _gpt("megatron-530b", 105, 20480, 128, 51200, 2048),
-    _gpt("megatron-1t", 128, 25600, 160, 51200, 2048),
-)
-
-PRESETS: Mapping[str, ModelConfig] = MappingProxyType({config.name: config for config in _TABLE})
-"""Published models, and three small ones of this course, by name."""
-
-
-def preset(name: str) -> ModelConfig:
-    """The config of a published model, or of one of the course's own, by name.
-
-    Raises:
-        TypeError: if the name is no string.
-        ValueError: if there is none of that name; the message lists them all and the closest.
-    """
-    if not isinstance(name, str):
-        raise TypeError(f"name must be a string such as 'llama-3-8b', got {name!r} of type {type(name).__name__}")
-    if name not in PRESETS:
-        close = difflib.get_close_matches(name.lower(), PRESETS, n=1, cutoff=0.4)
-        hint = f" Did you mean {close[0]!r}?" if close else ""
-        raise ValueError(f"unknown model {name!r}.{hint} Known: {', '.join(PRESETS)}")
-    return PRESETS[name]

@@ -14,7 +14,8 @@ PUBLISHED = {  # as the released checkpoints have them
     "llama-2-7b": 6_738_415_616, "llama-2-13b": 13_015_864_320, "llama-2-70b": 68_976_648_192,
     "llama-3-8b": 8_030_261_248, "llama-3-70b": 70_553_706_496, "llama-3-405b": 405_853_388_800,
     "mistral-7b": 7_241_732_096, "gpt-2": 124_439_808, "gpt-2-medium": 354_823_168, "gpt-2-large": 774_030_080,
-    "gpt-2-xl": 1_557_611_200, "gpt-3": 174_604_259_328,
+    "gpt-2-xl": 1_557_611_200, "gpt-3": 174_604_259_328, "mixtral-8x7b": 46_702_792_704,
+    "smollm2-135m": 134_515_008,
 }  # fmt: skip
 SMALL = {"vocab_size": 50, "num_layers": 2, "dim": 12, "num_heads": 3, "mlp_dim": 20, "max_seq": 16}
 
@@ -22,6 +23,11 @@ SMALL = {"vocab_size": 50, "num_layers": 2, "dim": 12, "num_heads": 3, "mlp_dim"
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_number_of_parameters_is_that_of_the_published_checkpoint(name):
     assert preset(name).num_parameters == PUBLISHED[name]
+
+
+def test_mixtral_has_12_9_billion_active_parameters():
+    assert preset("mixtral-8x7b").num_active_parameters == 12_879_925_248
+    assert preset("mistral-7b").num_active_parameters == preset("mistral-7b").num_parameters
 
 
 @pytest.mark.parametrize(
@@ -97,6 +103,14 @@ def test_course_models_are_as_small_as_their_names_say():
     ({"norm_eps": 0.0}, ValueError, "norm_eps"),
     ({"rope_theta": float("nan")}, ValueError, "rope_theta"),
     ({"bias": 1}, TypeError, "bias must be True or False"),
+    ({"num_experts": -1}, ValueError, "num_experts must be 0"),
+    ({"num_experts": 4}, ValueError, "experts_per_token must be 1 to num_experts = 4, got 0"),
+    ({"num_experts": 4, "experts_per_token": 5}, ValueError, "experts_per_token must be 1 to"),
+    ({"experts_per_token": 2}, ValueError, "experts_per_token must be 0 to num_experts = 0"),
+    ({"capacity_factor": 1.0}, ValueError, "needs experts"),
+    ({"num_experts": 4, "experts_per_token": 1, "capacity_factor": 0.0}, ValueError, "capacity_factor must be a pos"),
+    ({"num_experts": 4.0, "experts_per_token": 1}, TypeError, "num_experts must be an int"),
+    ({"rope_scaling": {"factor": 8}}, TypeError, "rope_scaling must be a RopeScaling"),
 ])  # fmt: skip
 def test_bad_config_is_refused_by_name(change, error, message):
     with pytest.raises(error, match=message):
@@ -104,7 +118,7 @@ def test_bad_config_is_refused_by_name(change, error, message):
 
 
 def test_unknown_preset_names_the_closest():
-    with pytest.raises(ValueError, match=r"Did you mean 'llama-3-8b'.*Known: course-1m"):
+    with pytest.raises(ValueError, match=r"Did you mean 'llama-3-8b'.*Known: course-draft"):
         preset("Llama3-8B")
     with pytest.raises(TypeError, match="name must be a string"):
         preset(8)

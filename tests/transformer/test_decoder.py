@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from cme295lab.transformer import PRESETS, DecoderLM, ModelConfig
-from cme295lab.transformer.decoder import RMSNorm, rotate
+from cme295lab.transformer.layers import RMSNorm, rotate
 
 SMALL = ModelConfig(vocab_size=37, num_layers=2, dim=24, num_heads=4, num_kv_heads=2, mlp_dim=40, max_seq=32)
 GPT = dataclasses.replace(

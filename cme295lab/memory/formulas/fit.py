@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from cme295lab.hardware import Device, get_device
 from cme295lab.memory.formulas.ledger import MemoryLedger, Verdict, ledger_of
 from cme295lab.memory.formulas.setting import TrainingSetting
-from cme295lab.transformer.config import PRESETS
+from cme295lab.transformer.presets import PRESETS
 
 _NUMBERS = ("micro_batch", "seq", "num_layers")
 _MORE_GPUS = 8

@@ -28,7 +28,8 @@ from cme295lab.memory.formulas.moments import Moment, moments_of
 from cme295lab.memory.formulas.precision import FORMAT_BYTES, PrecisionPolicy, get_policy
 from cme295lab.memory.formulas.setting import Optimizer, ParallelConfig, TrainingSetting, check_count
 from cme295lab.memory.formulas.shapes import local_kv_dim, parameter_shapes
-from cme295lab.transformer.config import ModelConfig, preset
+from cme295lab.transformer.config import ModelConfig
+from cme295lab.transformer.presets import preset
 from cme295lab.units import format_bytes
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from cme295lab.memory.formulas.precision import PrecisionPolicy, get_policy
-from cme295lab.transformer.config import ModelConfig, preset
+from cme295lab.transformer.config import ModelConfig
+from cme295lab.transformer.presets import preset
 
 AttentionKind = Literal["flash", "standard"]
 Recompute = Literal["none", "selective", "full"]
