@@ -78,7 +78,7 @@ def test_three_tokens_together_have_the_targets_distribution(num_draft, sampling
     for path, seen in all_paths(target, [1, 2], 3).items():
         chances = [next_token_probabilities(row[None], sampling)[0] for row in seen]
         probabilities[path] = math.prod(chance[token].item() for chance, token in zip(chances, path))
-    num = 1000
+    num = 600
     counts = dict.fromkeys(probabilities, 0)
     for seed in range(num):
         result = speculate(
@@ -90,7 +90,7 @@ def test_three_tokens_together_have_the_targets_distribution(num_draft, sampling
     often = [path for path, chance in probabilities.items() if num * chance >= 5]
     seen = [counts[path] for path in often]
     expected = [num * probabilities[path] for path in often]
-    assert len(often) > 12
+    assert len(often) > 10
     seen, expected = [*seen, num - sum(seen)], [*expected, num - sum(expected)]
     if expected[-1] < 1e-6:
         seen, expected = seen[:-1], expected[:-1]
