@@ -1,90 +1,131 @@
-"""How long the steps are: the learning rate as a function of the step, as a share of its peak.
+"""How large the steps of a run are: the learning rate as a share of its peak, a pure function of the step.
 
-    constant   1
-    linear     from 1 to the floor
-    cosine     floor + (1 - floor) (1 + cos π t) / 2, with t from 0 to 1
-    wsd        1 for most of the run, then down to the floor in the last `decay_steps`: warm-up, stable, decay
+    warm-up      a straight line up; the first step already moves: (step + 1) / warmup_steps
+    constant     1 from then on
+    linear       a straight line down to `floor`
+    cosine       half a cosine down to `floor`: slow at both ends
+    wsd          warm-up, stable, decay: 1 for most of the run, then down to `floor` within the last `decay_steps`, in a
+                 straight line ("linear") or as 1 - √progress ("1-sqrt"), steep first
 
-All begin with a warm-up: in its first steps Adam knows its moments badly, and a large step in a bad direction can take
-long to make good. Cosine needs to know the end from the start; WSD decides only when to begin to decay, so one run
-gives checkpoints for several lengths.
+A cosine must know the length of the run from its first step: to train for longer, one starts again. A checkpoint from the
+stable part of WSD can go on for as long as one likes; only the decay, a tenth or a fifth of the run, is paid again.
 
-Source: Loshchilov and Hutter 2016, "SGDR" (cosine); Hu et al. 2024, "MiniCPM" (WSD); Hägele et al. 2024 (1 - sqrt).
+Steps count from 0, so the last of a run is num_steps - 1, a hair above the floor. A step at or beyond num_steps is an
+error: whoever asks for it has another length in mind than the schedule.
+
+Source: Loshchilov and Hutter 2017, "SGDR", eq. 5; Hu et al. 2024, "MiniCPM", §4.2; Hägele et al. 2024, "Scaling Laws and
+Compute-Optimal Training Beyond Fixed Training Durations" (1 - √).
 """
 
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-ScheduleKind = Literal["constant", "linear", "cosine", "wsd"]
-DecayShape = Literal["linear", "sqrt"]
+Kind = Literal["constant", "linear", "cosine", "wsd"]
+DecayShape = Literal["linear", "1-sqrt"]
+
+
+def warmup_share(step: int, warmup_steps: int) -> float:
+    """(step + 1) / warmup_steps, at most 1.
+
+    Example:
+        >>> [warmup_share(step, 4) for step in range(5)]
+        [0.25, 0.5, 0.75, 1.0, 1.0]
+    """
+    return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+
+
+def linear_share(progress: float, floor: float = 0.0) -> float:
+    """A straight line from 1 to `floor`, for a progress of 0 to 1."""
+    return floor + (1 - floor) * (1 - progress)
+
+
+def cosine_share(progress: float, floor: float = 0.0) -> float:
+    """Half a cosine from 1 to `floor`, for a progress of 0 to 1."""
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def one_minus_sqrt_share(progress: float, floor: float = 0.0) -> float:
+    """1 - √progress, from 1 to `floor`."""
+    return floor + (1 - floor) * (1 - math.sqrt(progress))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """The learning rate of each step, as a share of its peak.
+    """The learning rate of each step of a run, as a share of its peak.
 
-    Args:
+    Attributes:
         kind: "constant", "linear", "cosine" or "wsd".
-        num_steps: of the run, warm-up included.
-        warmup_steps: in which the share rises evenly; the first step is 1 / warmup_steps, never 0.
-        floor: the share at the end, 0 to 1.
-        decay_steps: at the end, in which "wsd" goes down.
-        decay: how it goes down: "linear", or "sqrt" for 1 - sqrt(t), which falls quickly first.
+        num_steps: of the run.
+        warmup_steps: with which it begins.
+        floor: the share at the end, 0 to 1; "constant" has none.
+        decay_steps: of "wsd", at the end of the run; None for a fifth of it.
+        decay_shape: of "wsd": "linear" or "1-sqrt".
 
     Raises:
-        TypeError, ValueError: if a value is out of range, or the parts are longer than the run.
+        TypeError: if a number of steps is no integer.
+        ValueError: if a value is out of range, or warm-up and decay do not fit into the run.
 
     Example:
-        >>> cosine = Schedule(kind="cosine", num_steps=10, warmup_steps=2)
-        >>> [round(cosine(step), 2) for step in (0, 1, 2, 6, 9)]
-        [0.5, 1.0, 1.0, 0.5, 0.04]
+        >>> schedule = Schedule(kind="cosine", num_steps=10, warmup_steps=2, floor=0.1)
+        >>> [round(schedule(step), 3) for step in (0, 1, 2, 6, 9)]
+        [0.5, 1.0, 1.0, 0.55, 0.134]
     """
 
-    kind: ScheduleKind = "cosine"
+    kind: Kind = "cosine"
     num_steps: int
     warmup_steps: int = 0
     floor: float = 0.0
-    decay_steps: int = 0
-    decay: DecayShape = "linear"
+    decay_steps: int | None = None
+    decay_shape: DecayShape = "linear"
 
     def __post_init__(self) -> None:
-        for name, least in (("num_steps", 1), ("warmup_steps", 0), ("decay_steps", 0)):
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"kind of schedule must be one of {', '.join(get_args(Kind))}, got {self.kind!r}")
+        if self.decay_shape not in get_args(DecayShape):
+            raise ValueError(f"decay_shape must be 'linear' or '1-sqrt', got {self.decay_shape!r}")
+        for name, least in (("num_steps", 1), ("warmup_steps", 0), ("decay_steps", 1)):
             value = getattr(self, name)
+            if value is None and name == "decay_steps":
+                continue
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"{name} must be an int, got {value!r} of type {type(value).__name__}")
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
-        for name, allowed in (("kind", get_args(ScheduleKind)), ("decay", get_args(DecayShape))):
-            if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if not 0 <= self.floor <= 1:
-            raise ValueError(f"floor must be a share, 0 to 1, got {self.floor}")
-        if self.warmup_steps + self.decay_steps > self.num_steps:
+            raise ValueError(f"floor must be a share of the peak, 0 to 1, got {self.floor}")
+        if self.decay_steps is not None and self.kind != "wsd":
+            raise ValueError(f"decay_steps is of 'wsd' alone, got {self.decay_steps} with kind {self.kind!r}")
+        tail = self.num_decay_steps if self.kind == "wsd" else 0
+        if self.warmup_steps + tail > self.num_steps:
             raise ValueError(
-                f"warmup_steps {self.warmup_steps} and decay_steps {self.decay_steps} do not fit into {self.num_steps}"
+                f"warm-up ({self.warmup_steps}) and decay ({tail}) must fit into num_steps, got {self.num_steps}"
             )
-        if (self.kind == "wsd") != bool(self.decay_steps):
-            raise ValueError(f"decay_steps goes with kind='wsd', which needs some: {self.kind!r} got {self.decay_steps}")
+
+    @property
+    def num_decay_steps(self) -> int:
+        """Steps of the decay of "wsd"."""
+        return max(1, self.num_steps // 5) if self.decay_steps is None else self.decay_steps
 
     def __call__(self, step: int) -> float:
-        """The share at a step, counted from 0.
+        """The share of the peak learning rate in a step.
 
         Raises:
-            ValueError: if the run has no such step.
+            ValueError: if the step is negative or beyond the run.
         """
+        step = operator.index(step)
         if not 0 <= step < self.num_steps:
-            raise ValueError(f"step must be 0 to {self.num_steps - 1}, got {step}")
+            raise ValueError(f"step must be 0 to {self.num_steps - 1}, those of the schedule, got {step}")
         if step < self.warmup_steps:
-            return (step + 1) / self.warmup_steps
+            return warmup_share(step, self.warmup_steps)
         if self.kind == "constant":
             return 1.0
-        start = self.num_steps - self.decay_steps if self.kind == "wsd" else self.warmup_steps
-        gone = max(0, step - start) / (self.num_steps - start)  # 0 to just below 1
-        if self.kind == "cosine":
-            left = (1 + math.cos(math.pi * gone)) / 2
-        else:
-            left = 1 - (math.sqrt(gone) if self.decay == "sqrt" else gone)
-        return self.floor + (1 - self.floor) * left
+        if self.kind == "wsd":
+            progress = max(0, step - (self.num_steps - self.num_decay_steps)) / self.num_decay_steps
+            shape = linear_share if self.decay_shape == "linear" else one_minus_sqrt_share
+            return shape(progress, self.floor)
+        progress = (step - self.warmup_steps) / (self.num_steps - self.warmup_steps)
+        return (linear_share if self.kind == "linear" else cosine_share)(progress, self.floor)
