@@ -30,6 +30,8 @@ if TYPE_CHECKING:
         table_frontier,
     )
     from cme295lab.scaling.records import PF_DAY_FLOPS, Allocation, ExtrapolationWarning, Run, columns, training_flops
+    from cme295lab.scaling.serving import ServingPlan, cheapest_to_serve, lifetime_flops, worthwhile_served_tokens
+    from cme295lab.scaling.sweep.results import Sweep, load_sweep
 
 _HOME = {
     "Allocation": "records",
@@ -53,18 +55,24 @@ _HOME = {
     "ParametricLaw": "parametric",
     "PublishedModel": "published",
     "Run": "records",
+    "ServingPlan": "serving",
+    "Sweep": "sweep.results",
     "TrainingCurve": "fitting.envelope",
+    "cheapest_to_serve": "serving",
     "columns": "records",
     "compare_laws": "allocation",
     "fit_envelope": "fitting.envelope",
     "fit_isoflop": "fitting.isoflop",
     "fit_parametric": "fitting.parametric_fit",
+    "lifetime_flops": "serving",
+    "load_sweep": "sweep.results",
     "optimal_allocation": "allocation",
     "published_model": "published",
     "table_frontier": "published",
     "training_flops": "records",
+    "worthwhile_served_tokens": "serving",
 }
-_MODULES = ("allocation", "fitting", "kaplan", "parametric", "published", "records")
+_MODULES = ("allocation", "appendix", "fitting", "kaplan", "parametric", "published", "records", "serving", "sweep")
 
 __all__ = [
     "Run",
@@ -98,6 +106,12 @@ __all__ = [
     "EnvelopeFit",
     "TrainingCurve",
     "FittedFrontier",
+    "cheapest_to_serve",
+    "ServingPlan",
+    "lifetime_flops",
+    "worthwhile_served_tokens",
+    "load_sweep",
+    "Sweep",
 ]
 
 __getattr__, __dir__ = lazy_names(__name__, _HOME, _MODULES)

@@ -37,16 +37,14 @@ class LogRuns:
     log_loss: Float[np.ndarray, " runs"]
     huber_delta: float = 1e-3
 
-    def parts(self, constants: Float[np.ndarray, "laws 5"]) -> Float[np.ndarray, "laws runs 3"]:
-        """Logarithms of the three terms of the loss, for each law and run."""
+    def parts(self, constants: np.ndarray) -> np.ndarray:
+        """Logarithms of the three terms of the loss, (laws, runs, 3), of laws (laws, 5)."""
         a, b, e, alpha, beta = (constants[:, i, None] for i in range(NUM_CONSTANTS))
         rest = np.broadcast_to(e, (len(constants), len(self.log_loss)))
         return np.stack((a - alpha * self.log_parameters, b - beta * self.log_tokens, rest), axis=-1)
 
-    def errors(
-        self, constants: Float[np.ndarray, "laws 5"]
-    ) -> tuple[Float[np.ndarray, "laws runs"], Float[np.ndarray, "laws runs 5"]]:
-        """Errors of log loss, and their derivatives by the five constants.
+    def errors(self, constants: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Errors of log loss, (laws, runs), and their derivatives by the five constants, (laws, runs, 5).
 
         The derivative by a term's logarithm is the term's share of the loss; α and β multiply -log N and -log D.
         """
@@ -60,17 +58,17 @@ class LogRuns:
         by_beta = -shares[..., 1:2] * self.log_tokens[None, :, None]
         return errors, np.concatenate((shares, by_alpha, by_beta), axis=-1)
 
-    def huber(self, errors: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    def huber(self, errors: np.ndarray) -> np.ndarray:
         """Huber's loss of each error."""
         size = np.abs(errors)
         return np.where(size <= self.huber_delta, 0.5 * size**2, self.huber_delta * (size - 0.5 * self.huber_delta))
 
-    def pull(self, errors: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    def pull(self, errors: np.ndarray) -> np.ndarray:
         """The derivative of Huber's loss: the error itself, but no more than δ."""
         return np.clip(errors, -self.huber_delta, self.huber_delta)
 
-    def value_and_gradient(self, constants: Float[np.ndarray, " 5"]) -> tuple[float, Float[np.ndarray, " 5"]]:
-        """The sum over runs, and its gradient: what scipy minimises."""
+    def value_and_gradient(self, constants: np.ndarray) -> tuple[float, np.ndarray]:
+        """The sum over runs, and its gradient, (5,): what scipy minimises, thousands of times."""
         errors, derivatives = self.errors(constants[None])
         return float(self.huber(errors).sum()), self.pull(errors[0]) @ derivatives[0]
 

@@ -32,15 +32,19 @@ from cme295lab.scaling.sweep.results import Record, Sweep
 from cme295lab.scaling.sweep.training import PlannedRun, steps_for_budget
 from cme295lab.transformer.config import ModelConfig
 
-BUDGETS = (1.5e11, 4.5e11, 1.35e12, 4.05e12)  # FLOP
-CHECK_BUDGET = 1.35e13
-_SIZES = {1.5e11: (0, 6), 4.5e11: (0, 6), 1.35e12: (2, 8), 4.05e12: (4, 10)}  # first and last rung of the ladder
-_TRIALS = {
-    "40x2": (0.004, 0.008, 0.016, 0.032),
-    "80x3": (0.004, 0.008, 0.016, 0.032),
-    "128x4": (0.002, 0.004, 0.008, 0.016),
+BUDGETS = (1.5e11, 4e11, 1.1e12, 3e12)  # FLOP
+CHECK_BUDGET = 9e12
+_RUNGS = {  # of the ladder of sizes, by budget
+    1.5e11: (0, 1, 2, 3, 4, 5),
+    4e11: (0, 1, 2, 3, 4, 5),
+    1.1e12: (0, 1, 2, 3, 4, 6, 8),
+    3e12: (1, 2, 3, 4, 6, 10),
 }
-_TRIAL_BUDGET = BUDGETS[0]
+_TRIALS = {
+    "40x2": (1e11, (0.0025, 0.005, 0.01, 0.02)),
+    "64x3": (2e11, (0.0025, 0.005, 0.01, 0.02)),
+    "96x4": (4e11, (0.00125, 0.0025, 0.005, 0.01)),
+}
 _CHECK_FACTORS = (1.0, 0.5, 2.0)  # of the best size
 _BOOTSTRAP = 500
 
@@ -51,11 +55,11 @@ def trial_runs() -> list[PlannedRun]:
         PlannedRun(
             name=f"trial {name} at {rate:g}",
             config=sweep_model(name),
-            num_steps=steps_for_budget(sweep_model(name), _TRIAL_BUDGET),
+            num_steps=steps_for_budget(sweep_model(name), budget),
             learning_rate=rate,
             kind="trial",
         )
-        for name, rates in _TRIALS.items()
+        for name, (budget, rates) in _TRIALS.items()
         for rate in rates
     ]
 
@@ -80,7 +84,7 @@ def sweep_runs(rule: LearningRateRule) -> list[PlannedRun]:
     return [
         _budget_run(config, budget, rule, "sweep")
         for budget in BUDGETS
-        for config in SWEEP_MODELS[slice(*_SIZES[budget])]
+        for config in (SWEEP_MODELS[rung] for rung in _RUNGS[budget])
     ]
 
 
