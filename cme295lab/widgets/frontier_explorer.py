@@ -7,7 +7,7 @@ import numpy as np
 from plotly.subplots import make_subplots
 
 from cme295lab import palette
-from cme295lab.scaling import PUBLISHED_MODELS, Allocation
+from cme295lab.scaling import PUBLISHED_MODELS
 from cme295lab.units import format_flops
 from cme295lab.widgets.controls import (
     arrange,
@@ -105,9 +105,10 @@ class FrontierExplorer(ipywidgets.VBox):
         along.set(xscale="log", ylim=_loss_range(scenario), xlabel="parameters, at equal compute", ylabel="loss, nats")
         for axes in (where, along):
             axes.spines[["top", "right"]].set_visible(False)
-        for allocation, marker, colour in _marks(scenario):
-            where.plot(allocation.num_parameters, allocation.num_tokens, marker, color=colour, markersize=12)
-            along.plot(allocation.num_parameters, allocation.loss, marker, color=colour, markersize=12)
+        marks = ((scenario.optimum, "*", palette.ORANGE), (scenario.serving, "d", palette.SKY))
+        for found, marker, colour in marks:
+            where.plot(found.num_parameters, found.num_tokens, marker, color=colour, markersize=12)
+            along.plot(found.num_parameters, found.loss, marker, color=colour, markersize=12)
         return picture
 
     def __repr__(self) -> str:
@@ -141,7 +142,7 @@ def headline(scenario: FrontierScenario) -> str:
         return text
     return (
         f"{text}; with {short(scenario.served_tokens)} tokens to serve better {short(served.num_parameters)} on "
-        f"{short(served.num_tokens)}: same loss, {scenario.saved_share:.0%} less compute in all"
+        f"{short(served.num_tokens)}: same loss, {served.saving:.0%} less compute in all"
     )
 
 
@@ -164,10 +165,6 @@ def summary_html(scenario: FrontierScenario) -> str:
         rows.append([_NAMES[law], short(item.num_parameters), short(item.num_tokens), ratio, f"+{worse:.3f}"])
     head = ("", "parameters", "tokens", "tokens per parameter", f"loss by {scenario.constants}, above the best")
     return summary_table("frontier", headline(scenario), head, rows)
-
-
-def _marks(scenario: FrontierScenario) -> list[tuple[Allocation, str, str]]:
-    return [(scenario.optimum, "*", palette.ORANGE), (scenario.serving, "d", palette.SKY)]
 
 
 def _loss_range(scenario: FrontierScenario) -> list[float]:

@@ -13,7 +13,6 @@ from types import MappingProxyType
 
 import numpy as np
 from jaxtyping import Float
-from scipy.optimize import minimize_scalar
 
 from cme295lab.scaling import (
     CHINCHILLA,
@@ -24,8 +23,8 @@ from cme295lab.scaling import (
     ExtrapolationWarning,
     ParametricLaw,
     compare_laws,
-    training_flops,
 )
+from cme295lab.scaling.serving import ServingPlan, cheapest_to_serve
 
 CONSTANTS: Mapping[str, ParametricLaw] = MappingProxyType(
     {"Epoch 2024": EPOCH, "Chinchilla": CHINCHILLA, "Chinchilla, as printed": CHINCHILLA_ROUNDED}
@@ -44,7 +43,7 @@ class FrontierScenario:
         served_tokens: tokens that the model is to write or read once it is trained.
         allocations: by law, and by the rule of thumb of 20 tokens per parameter.
         optimum: where the loss is lowest for this budget.
-        serving: the size and tokens that reach the optimum's loss with the least compute for training and serving.
+        serving: the model that reaches the optimum's loss with the least compute for training and serving.
         sizes, losses: the loss of models of many sizes that all cost the budget; nats per token.
     """
 
@@ -54,20 +53,9 @@ class FrontierScenario:
     served_tokens: float
     allocations: Mapping[str, Allocation]
     optimum: Allocation
-    serving: Allocation
+    serving: ServingPlan
     sizes: Float[np.ndarray, " sizes"]
     losses: Float[np.ndarray, " sizes"]
-
-    @property
-    def saved_share(self) -> float:
-        """Of the compute for training and serving together, what the smaller model saves."""
-        return 1 - total_flops(self.serving, self.served_tokens) / total_flops(self.optimum, self.served_tokens)
-
-
-def total_flops(allocation: Allocation, served_tokens: float) -> float:
-    """Training, 6 N D, and serving, 2 N for each token."""
-    size, tokens = allocation.num_parameters, allocation.num_tokens
-    return training_flops(size, tokens) + 2 * size * served_tokens
 
 
 def frontier_scenario(
@@ -96,7 +84,7 @@ def frontier_scenario(
     optimum = law.allocate(flops)
     return FrontierScenario(
         flops=flops, constants=constants, law=law, served_tokens=served_tokens, allocations=allocations,
-        optimum=optimum, serving=_serving(law, optimum, served_tokens), sizes=_SIZES,
+        optimum=optimum, serving=cheapest_to_serve(float(optimum.loss or 0), served_tokens, law), sizes=_SIZES,
         losses=law.loss(_SIZES, flops / (6 * _SIZES)),
     )  # fmt: skip
 
@@ -114,20 +102,3 @@ def frontiers() -> dict[str, tuple[Float[np.ndarray, " budgets"], Float[np.ndarr
         )
         for law in LAW_NAMES
     }
-
-
-def _serving(law: ParametricLaw, optimum: Allocation, served_tokens: float) -> Allocation:
-    """The size that reaches the same loss with the least compute in all: training 6 N D, and serving 2 N a token."""
-    if not served_tokens:
-        return optimum
-    loss = float(law.loss(optimum.num_parameters, optimum.num_tokens))
-
-    def log_total(log_size: float) -> float:
-        size = math.exp(log_size)
-        tokens = law.tokens_for_loss(size, loss)
-        return math.log(training_flops(size, tokens) + 2 * size * served_tokens) if math.isfinite(tokens) else 1e3
-
-    middle = math.log(optimum.num_parameters)
-    found = math.exp(minimize_scalar(log_total, bounds=(middle - 5, middle + 0.1), method="bounded").x)
-    tokens = law.tokens_for_loss(found, loss)
-    return Allocation(flops=training_flops(found, tokens), num_parameters=found, num_tokens=tokens, loss=loss)

@@ -5,7 +5,7 @@ import pytest
 
 from cme295lab.scaling import EPOCH
 from cme295lab.widgets import FrontierExplorer, frontier_scenario
-from cme295lab.widgets.frontier_scenario import frontiers, total_flops
+from cme295lab.widgets.frontier_scenario import frontiers
 
 
 def test_laws_stand_side_by_side_as_published_at_gophers_budget() -> None:
@@ -30,15 +30,18 @@ def test_optimum_lies_at_the_bottom_of_the_curve(constants: str) -> None:
 def test_serving_reaches_the_same_loss_with_less_compute_and_a_smaller_model() -> None:
     plain = frontier_scenario(flops=1e24)
     assert plain.serving.num_parameters == pytest.approx(plain.optimum.num_parameters)
-    assert plain.saved_share == pytest.approx(0)
+    assert plain.serving.saving == pytest.approx(0, abs=1e-9)
     sizes = [plain.optimum.num_parameters]
     for served in (1e12, 1e13, 1e14):
         found = frontier_scenario(flops=1e24, served_tokens=served)
         loss = float(EPOCH.loss(found.serving.num_parameters, found.serving.num_tokens))
         assert loss == pytest.approx(found.optimum.loss, abs=1e-6)
         sizes.append(found.serving.num_parameters)
-        best = total_flops(found.serving, served)
-        assert best < total_flops(found.optimum, served)
+        size, tokens = found.serving.num_parameters, found.serving.num_tokens
+        best = 6 * size * tokens + 2 * size * served
+        in_all = found.flops + 2 * found.optimum.num_parameters * served
+        assert best < in_all
+        assert found.serving.saving == pytest.approx(1 - best / in_all)
         for factor in (0.9, 1.1):  # neighbours that reach the same loss
             size = found.serving.num_parameters * factor
             tokens = EPOCH.tokens_for_loss(size, loss)
