@@ -128,6 +128,11 @@ class PackedDataset:
         return len(self._rows)
 
     @property
+    def largest_token(self) -> int:
+        """The largest token id, end token included: a model must know more tokens than that."""
+        return int(self._stream.max())
+
+    @property
     def utilisation(self) -> float:
         """The share of an epoch's positions that hold a document's token; the rest is padding."""
         return self.num_tokens / (self.num_rows * self.seq)
