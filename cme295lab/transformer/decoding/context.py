@@ -11,14 +11,14 @@ reads all of them again: quadratic, and right by construction, which is what tes
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from cme295lab.transformer.decoder import DecoderLM
-from cme295lab.transformer.kv_cache import GrowingCache, StaticCache
+from cme295lab.transformer.kv_cache import GrowingCache, KVCache, StaticCache
 
 CacheKind = Literal["static", "growing"]
 
@@ -51,8 +51,8 @@ class Context:
         weight = model.embedding.weight
         self.model = model
         self.left_padding = left_padding
-        self.cache: StaticCache | GrowingCache | None = None
-        options = {"dtype": weight.dtype, "device": weight.device, "left_padding": left_padding}
+        self.cache: KVCache | None = None
+        options: dict[str, Any] = {"dtype": weight.dtype, "device": weight.device, "left_padding": left_padding}
         if cache == "static":
             self.cache = StaticCache(model.config, batch_size=batch_size, max_seq=max_seq, **options)
         elif cache == "growing":

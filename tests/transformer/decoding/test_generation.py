@@ -1,5 +1,6 @@
 """The loop: greedy against reading everything again, batches against single prompts, seeds, endings, bad input."""
 
+import dataclasses
 import math
 
 import pytest
@@ -43,6 +44,28 @@ def test_greedy_takes_the_largest_logit_of_each_row_whatever_its_length(model, c
     assert len(set(generation.tokens[0])) > 3  # it does not say one word for ever
     assert generation.finished == ["length"] * 3
     assert generation.seed is None
+
+
+@pytest.mark.parametrize("attention", ["flash", "standard"])
+@pytest.mark.parametrize("cache", CACHES, ids=str)
+def test_padding_is_unseen_with_learned_positions_and_either_attention(cache, attention):
+    gpt = dataclasses.replace(CONFIG, num_kv_heads=4, mlp="gelu", norm="layernorm", position="learned", tied_head=True)
+    model = DecoderLM(gpt, attention=attention).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(12)
+    together = generate(model, PROMPTS, max_new_tokens=10, cache=cache)
+    for row, prompt in enumerate(PROMPTS):
+        assert together.tokens[row] == greedy_by_hand(model, prompt, 10)[0]
+
+
+def test_a_model_in_bf16_has_a_cache_in_bf16():
+    model = random_model().bfloat16()
+    static, growing = (generate(model, PROMPTS, max_new_tokens=10, cache=cache) for cache in ("static", "growing"))
+    assert static.tokens == growing.tokens
+    exact = generate(random_model(), PROMPTS, max_new_tokens=1)
+    assert static.log_probabilities[0][0] == pytest.approx(exact.log_probabilities[0][0], abs=0.3)  # bf16: 3 digits
 
 
 @pytest.mark.parametrize(
@@ -95,7 +118,7 @@ def test_repetition_penalty_changes_a_greedy_answer_only_through_sampling(model)
 
 
 def test_sampled_pairs_have_the_distribution_of_the_model():
-    tiny = random_model(CONFIG.__class__(**{**CONFIG.to_dict(), "vocab_size": 4}), seed=3, scale=4.0)
+    tiny = random_model(dataclasses.replace(CONFIG, vocab_size=4), seed=3, scale=4.0)
     sampling = Sampling(temperature=3.0, top_p=0.8)
     probabilities = {}
     for path, seen in all_paths(tiny, [1, 2], 2).items():
@@ -200,7 +223,7 @@ def test_prompts_may_be_a_tensor_and_fill_the_context(model):
 
 
 def test_dropout_is_off_within_and_every_module_is_in_its_mode_again():
-    config = CONFIG.__class__(**{**CONFIG.to_dict(), "dropout": 0.5})
+    config = dataclasses.replace(CONFIG, dropout=0.5)
     model = DecoderLM(config, attention="standard").train()
     model.layers[0].eval()
     before = [module.training for module in model.modules()]
