@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from cme295lab.transformer.config import ModelConfig
+from cme295lab.transformer.config import ModelConfig, RopeScaling
 from cme295lab.transformer.pretrained.config_values import ConfigValues
 
 LLAMA, MISTRAL, MIXTRAL, GPT2 = "LlamaForCausalLM", "MistralForCausalLM", "MixtralForCausalLM", "GPT2LMHeadModel"
@@ -122,10 +122,22 @@ def _rope_fields(read: ConfigValues, default_theta: float | None) -> dict[str, A
     rope = dict(read.get("rope_parameters", read.get("rope_scaling", {})))
     kind = rope.pop("rope_type", rope.pop("type", "default"))
     theta = ConfigValues(rope | {"rope_theta": rope.get("rope_theta") or read.get("rope_theta")}, read.where)
-    if kind not in ("default",):
-        raise ValueError(f"{read.where}: RoPE scaling of kind {kind!r} is not supported; 'default' is")
+    if kind not in ("default", "llama3"):
+        raise ValueError(f"{read.where}: RoPE scaling of kind {kind!r} is not supported; 'default' and 'llama3' are")
     read.require("partial_rotary_factor", (1,), "all of a head is rotated", 1)
-    return {"rope_theta": theta.number("rope_theta", default_theta)}
+    fields: dict[str, Any] = {"rope_theta": theta.number("rope_theta", default_theta)}
+    if kind == "llama3":
+        scaling = ConfigValues(rope, f"{read.where}, RoPE scaling")
+        try:
+            fields["rope_scaling"] = RopeScaling(
+                factor=scaling.number("factor"),
+                low_freq_factor=scaling.number("low_freq_factor"),
+                high_freq_factor=scaling.number("high_freq_factor"),
+                original_max_seq=scaling.count("original_max_position_embeddings"),
+            )
+        except ValueError as error:
+            raise ValueError(f"{read.where}: {error}") from error
+    return fields
 
 
 def _gpt2_fields(read: ConfigValues) -> dict[str, Any]:
@@ -160,6 +172,11 @@ def config_to_hub(config: ModelConfig) -> dict[str, Any]:
         ValueError: if none of the architectures has such layers.
     """
     parts = (config.position, config.norm, config.mlp)
+    if config.num_experts and (parts != ("rope", "rmsnorm", "swiglu") or config.bias):
+        raise ValueError(
+            f"model {config.name!r} has experts with mlp={config.mlp!r}, bias={config.bias}: the one architecture with "
+            f"experts that is written, Mixtral, has rope, rmsnorm, swiglu and no biases"
+        )
     if parts == ("rope", "rmsnorm", "swiglu"):
         values = _llama_values(config)
     elif parts == ("learned", "layernorm", "gelu"):
@@ -170,8 +187,8 @@ def config_to_hub(config: ModelConfig) -> dict[str, Any]:
             f"architecture of the Hugging Face layout has these together. It knows rope, rmsnorm, swiglu (Llama) and "
             f"learned, layernorm, gelu (GPT-2)"
         )
-    extra = {"name": config.name, "dropout": config.dropout}
-    if getattr(config, "capacity_factor", None) is not None:
+    extra: dict[str, Any] = {"name": config.name, "dropout": config.dropout}
+    if config.capacity_factor is not None:  # `transformers` drops no tokens; this library goes on doing so
         extra["capacity_factor"] = config.capacity_factor
     return values | {"vocab_size": config.vocab_size, "tie_word_embeddings": config.tied_head, _EXTRA: extra}
 
@@ -191,10 +208,25 @@ def _llama_values(config: ModelConfig) -> dict[str, Any]:
         "rms_norm_eps": config.norm_eps,
         "rope_theta": config.rope_theta,
         "rope_scaling": None,
-        "attention_bias": config.bias,
-        "mlp_bias": config.bias,
     }
-    return values
+    if config.rope_scaling is not None:
+        values["rope_scaling"] = {
+            "rope_type": "llama3",
+            "factor": config.rope_scaling.factor,
+            "low_freq_factor": config.rope_scaling.low_freq_factor,
+            "high_freq_factor": config.rope_scaling.high_freq_factor,
+            "original_max_position_embeddings": config.rope_scaling.original_max_seq,
+        }
+    if not config.num_experts:
+        return values | {"attention_bias": config.bias, "mlp_bias": config.bias}
+    return values | {
+        "architectures": [MIXTRAL],
+        "model_type": "mixtral",
+        "num_local_experts": config.num_experts,
+        "num_experts_per_tok": config.experts_per_token,
+        "sliding_window": None,
+        "router_jitter_noise": 0.0,
+    }
 
 
 def _gpt2_values(config: ModelConfig) -> dict[str, Any]:

@@ -4,7 +4,7 @@ Most parameters are one tensor under another name. The exceptions:
 
 - GPT-2 keeps its matrices transposed, (in, out), and queries, keys and values in one tensor, side by side.
 - A tied head is not in the file, or is there a second time.
-- Experts are a tensor each in the file.
+- The matrices of experts have numbers for names: w1 is the gate, w3 goes up, w2 down.
 
 A `Part` says it for one parameter in both directions: `read` builds ours from theirs, `write` gives theirs from ours.
 """
@@ -94,7 +94,7 @@ def parts_of(config: ModelConfig, architecture: str) -> Iterator[Part]:
 def _llama_parts(config: ModelConfig) -> Iterator[Part]:
     yield renamed("embedding.weight", "model.embed_tokens.weight")
     for layer in range(config.num_layers):
-        names = _LLAMA_LAYER | _LLAMA_MLP
+        names = _LLAMA_LAYER | (_mixtral_mlp(config.num_experts) if config.num_experts else _LLAMA_MLP)
         for ours, theirs in names.items():
             kinds = ("weight", "bias") if config.bias and "norm" not in ours else ("weight",)
             for kind in kinds:
@@ -102,6 +102,14 @@ def _llama_parts(config: ModelConfig) -> Iterator[Part]:
     yield renamed("norm.weight", "model.norm.weight")
     if not config.tied_head:
         yield renamed("head.weight", "lm_head.weight")
+
+
+def _mixtral_mlp(num_experts: int) -> dict[str, str]:
+    names = {"mlp.router": "block_sparse_moe.gate"}
+    for expert in range(num_experts):
+        for ours, theirs in (("gate", "w1"), ("up", "w3"), ("down", "w2")):
+            names[f"mlp.experts.{expert}.{ours}"] = f"block_sparse_moe.experts.{expert}.{theirs}"
+    return names
 
 
 def _gpt2_parts(config: ModelConfig) -> Iterator[Part]:

@@ -34,6 +34,10 @@ def change_tensors(folder, change):
     save_file(tensors, file)
 
 
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
 OPTIONS = [
     ({"architectures": ["Qwen2ForCausalLM"]}, "Qwen2ForCausalLM is not supported: it has biases in the query, key"),
     ({"architectures": ["BertModel"]}, "BertModel is not supported.*Supported: LlamaForCausalLM, Mistral"),
@@ -43,6 +47,9 @@ OPTIONS = [
     ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "RoPE scaling of kind 'yarn' is not supported"),
     ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "RoPE scaling of kind 'linear' is not supported"),
     ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4}}, "RoPE scaling of kind 'dynamic'"),
+    ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "RoPE scaling: low_freq_factor must be a positive"),
+    ({"rope_scaling": {**LLAMA3, "high_freq_factor": 0.5}}, "high_freq_factor must be above low_freq_factor"),
+    ({"rope_scaling": {**LLAMA3, "original_max_position_embeddings": None}}, "has no 'original_max_position_emb"),
     ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5"),
     ({"hidden_act": "gelu"}, "hidden_act is 'gelu', and this library reads models with 'silu' only"),
     ({"attention_bias": True}, "attention_bias and mlp_bias must both"),
@@ -81,6 +88,16 @@ def test_config_that_is_not_supported_is_refused_with_the_reason(folder, values,
 def test_mistral_is_refused_where_it_differs(folder, values, message):
     change_config(folder, architectures=["MistralForCausalLM"], **values)
     with pytest.raises(ValueError, match=message):
+        load_folder(folder)
+
+
+def test_mixtral_that_adds_noise_is_refused(tmp_path):
+    folder = save_pretrained(tmp_path, random_model(CONFIGS["experts"]), tiny_tokenizer())
+    change_config(folder, router_jitter_noise=0.1)
+    with pytest.raises(ValueError, match=r"router_jitter_noise is 0.1"):
+        load_folder(folder)
+    change_config(folder, router_jitter_noise=0.0, num_local_experts=6)
+    with pytest.raises(ValueError, match=r"lacks model.layers.0.block_sparse_moe.experts.5.w1.weight"):
         load_folder(folder)
 
 

@@ -14,6 +14,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
 )
 
 from cme295lab.transformer import DecoderLM, load_pretrained, save_pretrained
@@ -27,6 +29,10 @@ LLAMA = {
     "num_key_value_heads": 2, "max_position_embeddings": 40, "bos_token_id": None, "eos_token_id": 0,
     "pad_token_id": None,
 }  # fmt: skip
+LLAMA3 = {
+    "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 16,
+}  # fmt: skip
 GPT2 = {
     "vocab_size": 320, "n_embd": 48, "n_inner": 80, "n_layer": 2, "n_head": 6, "n_positions": 40, "bos_token_id": 0,
     "eos_token_id": 0,
@@ -39,6 +45,9 @@ THEIRS = {
     "Llama, theta": lambda: LlamaForCausalLM(
         LlamaConfig(**LLAMA, rope_parameters={"rope_type": "default", "rope_theta": 5e5})
     ),
+    "Llama, long": lambda: LlamaForCausalLM(LlamaConfig(**LLAMA, rope_parameters=LLAMA3)),
+    "Mixtral": lambda: MixtralForCausalLM(MixtralConfig(**LLAMA, num_local_experts=5, num_experts_per_tok=2)),
+    "Mixtral, dense": lambda: MixtralForCausalLM(MixtralConfig(**LLAMA, num_local_experts=3, num_experts_per_tok=3)),
     "Mistral": lambda: MistralForCausalLM(MistralConfig(**LLAMA, sliding_window=None)),
     "Mistral, window": lambda: MistralForCausalLM(MistralConfig(**LLAMA, sliding_window=40)),
     "GPT-2": lambda: GPT2LMHeadModel(GPT2Config(**GPT2)),
@@ -111,6 +120,12 @@ def test_bf16_in_the_file_is_bf16_in_transformers_and_exact_in_fp32(tmp_path):
     assert narrow.layers[0].mlp.up.weight.dtype == torch.bfloat16
     assert torch.equal(wide.layers[0].mlp.up.weight, narrow.layers[0].mlp.up.weight.float())
     assert torch.equal(narrow.layers[0].mlp.up.weight, model.layers[0].mlp.up.weight.bfloat16())
+
+
+def test_capacity_of_experts_comes_back(tmp_path):
+    config = replace(CONFIGS["experts"], capacity_factor=1.25)
+    save_pretrained(tmp_path, random_model(config), tiny_tokenizer())
+    assert load_folder(tmp_path)[0].config == config
 
 
 def test_sharded_files_are_read(tmp_path):
@@ -205,6 +220,7 @@ def test_save_refuses_what_no_architecture_has(tmp_path):
         ({"norm": "layernorm"}, "no architecture of the Hugging Face layout has these together"),
         ({"mlp": "gelu", "norm": "layernorm", "position": "learned", "bias": False}, "GPT-2 has biases"),
         ({"mlp": "gelu", "norm": "layernorm", "position": "learned", "bias": True}, "2 key/value heads"),
+        ({"num_experts": 3, "experts_per_token": 1, "bias": True}, "Mixtral, has rope, rmsnorm, swiglu and no biases"),
     ):
         with pytest.raises(ValueError, match=message):
             save_pretrained(tmp_path / "x", DecoderLM(replace(CONFIGS["untied"], **change)), tiny_tokenizer())

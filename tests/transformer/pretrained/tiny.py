@@ -7,6 +7,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from cme295lab.transformer import DecoderLM, ModelConfig
+from cme295lab.transformer.config import RopeScaling
 from cme295lab.transformer.text import TextTokenizer
 
 TEXTS = ["the model reads the text", "def add(a, b):\n    return a + b\n", "12 + 30 = 42, said the small model"]
@@ -20,6 +21,10 @@ CONFIGS = {
     "tied": ModelConfig(**SHAPE, name="tied", tied_head=True),
     "wide heads": ModelConfig(**SHAPE, name="wide heads", head_dim=12),
     "biases": ModelConfig(**SHAPE, name="biases", bias=True),
+    "experts": ModelConfig(**SHAPE, name="experts", num_experts=5, experts_per_token=2),
+    "long": ModelConfig(
+        **SHAPE, name="long", rope_scaling=RopeScaling(factor=4.0, high_freq_factor=3.0, original_max_seq=16)
+    ),
     "gpt": ModelConfig(**SHAPE | GPT, name="gpt", tied_head=True, dropout=0.25),
     "gpt untied": ModelConfig(**SHAPE | GPT, name="gpt untied"),
 }
