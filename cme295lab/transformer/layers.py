@@ -1,7 +1,7 @@
 """The parts of a layer besides attention: MLPs, norms, dropout, rotations.
 
 `RMSNorm` has its backward pass written out, because autograd of the formula keeps three tensors where one suffices;
-where no gradient is asked for it calls torch's own kernel.
+where no gradient is asked for it goes around autograd.
 
 Source: Shazeer 2020, "GLU Variants Improve Transformer"; Zhang and Sennrich 2019; Su et al. 2021.
 """
@@ -60,8 +60,15 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         if not torch.is_grad_enabled():
-            return F.rms_norm(x, (x.shape[-1],), self.weight, self.eps)
+            return _rms_norm(x, self.weight, self.eps)[0]
         return _RmsNorm.apply(x, self.weight, self.eps)
+
+
+def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The norm, and 1 / sqrt(mean(x²) + eps); fewer operators than torch's own has on a CPU."""
+    wide = x if x.dtype in (torch.float32, torch.float64) else x.float()
+    inverse = wide.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
+    return (wide * inverse).mul_(weight).to(x.dtype), inverse
 
 
 class _RmsNorm(torch.autograd.Function):
@@ -72,10 +79,9 @@ class _RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        y, inverse = _rms_norm(x, weight, eps)
         ctx.save_for_backward(x, weight, inverse)
-        return (wide * inverse * weight).to(x.dtype)
+        return y
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:

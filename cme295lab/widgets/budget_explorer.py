@@ -20,7 +20,7 @@ from cme295lab.widgets.picture import Picture
 OWN = "my own"
 _POWERS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 _CHOICES: dict[str, tuple[Any, ...]] = {
-    "model": (*PRESETS, OWN),
+    "model": (*(name for name, config in PRESETS.items() if not config.num_experts), OWN),
     "device": tuple(DEVICES),
     "policy": tuple(POLICIES),
     "optimizer": ("sgd", "sgd-momentum", "adam", "adamw", "adam-8bit", "adafactor"),

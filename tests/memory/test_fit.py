@@ -37,7 +37,8 @@ def test_largest_number_of_layers():
 def test_largest_published_model():
     ledger = training_memory("gpt-2", seq=1024, recompute="full")
     largest = ledger.largest_fitting("model", device="A100")
-    ledgers = {name: training_memory(c, seq=1024, recompute="full") for name, c in PRESETS.items() if c.max_seq >= 1024}
+    counted = {name: c for name, c in PRESETS.items() if c.max_seq >= 1024 and not c.num_experts}
+    ledgers = {name: training_memory(c, seq=1024, recompute="full") for name, c in counted.items()}
     fitting = [name for name, ledger in ledgers.items() if ledger.fits("A100")]
     assert largest == max(fitting, key=lambda name: PRESETS[name].num_parameters) == "gpt-2-xl"
 

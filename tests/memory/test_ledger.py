@@ -50,6 +50,12 @@ def test_inference_holds_weights_and_cache():
         ledger.to_json()
 
 
+def test_mixture_of_experts_holds_all_experts_and_its_training_is_refused():
+    assert inference_memory("mixtral-8x7b", seq=1).by_class()["weight"] == 2 * 46_702_792_704
+    with pytest.raises(ValueError, match="'mixtral-8x7b' is a mixture of 8 experts.*use a dense config"):
+        training_memory("mixtral-8x7b", seq=1024)
+
+
 def test_llama_3_8b_does_not_fit_80_gb_and_why():
     ledger = training_memory("llama-3-8b", seq=8192)
     size = preset("llama-3-8b").num_parameters

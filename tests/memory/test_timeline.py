@@ -149,7 +149,7 @@ def test_module_line_and_operator_of_each_storage() -> None:
     assert silu.module == "layers.1.mlp"
     assert silu.source is not None
     assert silu.source.function == "forward"
-    assert silu.source.file.endswith("transformer/decoder.py")
+    assert silu.source.file.endswith("transformer/layers.py")
     assert any(line.file == __file__ for line in silu.stack)
     assert (silu.phase, silu.death_phase) == ("forward", "backward")
     backward = next(r for r in m.records if r.operator == "aten.silu_backward.default")

@@ -90,8 +90,8 @@ def _with(setting: TrainingSetting, what: str, value: int) -> TrainingSetting:
 
 def _largest_model(setting: TrainingSetting, gpu: Device) -> str | None:
     for config in sorted(PRESETS.values(), key=lambda config: -config.num_parameters):
-        if config.position == "learned" and setting.seq > config.max_seq:
-            continue  # it has no positions for such a sequence
+        if config.num_experts or (config.position == "learned" and setting.seq > config.max_seq):
+            continue  # not counted; or it has no positions for such a sequence
         changed = _try(setting, config=config)
         if changed is not None and ledger_of(changed).fits(gpu):
             return config.name

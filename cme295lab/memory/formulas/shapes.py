@@ -157,10 +157,13 @@ def _layer_shapes(config: ModelConfig, tensor: int, layer: int) -> Iterator[Para
         path = f"layers.{layer}.attention.{name}"
         yield from _linear_shapes(config, path, num_outputs, num_inputs, "attention", layer)
     yield from _norm_shapes(config, f"layers.{layer}.mlp_norm", layer)
-    names = ("gate", "up") if config.mlp == "swiglu" else ("up",)
-    for name in names:
-        yield from _linear_shapes(config, f"layers.{layer}.mlp.{name}", inner, dim, "mlp", layer)
-    yield from _linear_shapes(config, f"layers.{layer}.mlp.down", dim, inner, "mlp", layer)
+    mlp = f"layers.{layer}.mlp"
+    if config.num_experts:  # the router is on every rank, each expert is split like an MLP
+        yield ParameterShape(name=f"{mlp}.router.weight", shape=(config.num_experts, dim), part="mlp", layer=layer)
+    for path in [f"{mlp}.experts.{number}" for number in range(config.num_experts)] or [mlp]:
+        for name in ("gate", "up") if config.mlp == "swiglu" else ("up",):
+            yield from _linear_shapes(config, f"{path}.{name}", inner, dim, "mlp", layer)
+        yield from _linear_shapes(config, f"{path}.down", dim, inner, "mlp", layer)
 
 
 def _linear_shapes(
