@@ -169,7 +169,7 @@ def beam_search(
     context = Context(model, cache, batch_size=num_beams, max_seq=len(tokens) + max_new_tokens)
     search = _Search(num_beams, max_new_tokens, length_penalty, length_penalty_form, end_token)
     with evaluation_mode(model):
-        logits = context.read(torch.tensor([tokens] * num_beams, device=device))
+        logits = context.read_alike(torch.tensor(tokens, device=device))
         for step in range(max_new_tokens):
             rows = search.advance(step, logits[:, -1])
             if step + 1 == max_new_tokens or search.is_over(stop_early, longest_divisor):

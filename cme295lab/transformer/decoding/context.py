@@ -4,14 +4,15 @@ A decoder hands over the new tokens alone and asks for the logits of the last fe
 computes those positions and no others. Without one (`cache=None`) the same object remembers the tokens and the model
 reads all of them again: quadratic, and right by construction, which is what tests compare with.
 
-    context.read(tokens)      continue by these tokens: logits of the last positions
-    context.truncate(length)  forget what follows the first `length` positions (speculative decoding takes back)
-    context.reorder(rows)     row i goes on as row rows[i] was (beam search copies and drops)
+    context.read(tokens)       continue by these tokens: logits of the last positions
+    context.read_alike(tokens) continue all rows by the same tokens, computed once (beams begin with one prompt)
+    context.truncate(length)   forget what follows the first `length` positions (speculative decoding takes back)
+    context.reorder(rows)      row i goes on as row rows[i] was (beam search copies and drops)
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NoReturn, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -80,6 +81,15 @@ class Context:
             positions, documents = steps.clamp(min=0), (steps >= 0).long()
         return self.model(self._tokens[:, :end], positions=positions, documents=documents, num_logits=num_logits)
 
+    def read_alike(self, tokens: Int[Tensor, " seq"]) -> Float[Tensor, "1 1 vocab"]:
+        """Continue every row by these tokens, for rows that are alike so far; the logits of the last position."""
+        if self.cache is not None:
+            return self.model(tokens[None], cache=_OneForAll(self.cache), num_logits=1)
+        end = self._length + len(tokens)
+        self._tokens[:, self._length : end] = tokens
+        self._length = end
+        return self.model(self._tokens[:1, :end], num_logits=1)
+
     def truncate(self, length: int) -> None:
         """Forget what follows the first `length` positions."""
         if self.cache is not None:
@@ -93,3 +103,36 @@ class Context:
             self.cache.reorder(rows)
         else:
             self._tokens = self._tokens[rows]
+
+
+class _OneForAll(KVCache):
+    """A cache of one row that writes into all rows of another: what rows have in common is computed once."""
+
+    def __init__(self, rows: KVCache) -> None:
+        super().__init__(rows.config, 1, rows.dtype, None)
+        self.rows = rows
+
+    @property
+    def length(self) -> int:
+        return self.rows.length
+
+    def advance(self, num_positions: int) -> None:
+        self.rows.advance(num_positions)
+
+    def check_room(self, num_positions: int) -> None:
+        self.rows.check_room(num_positions)
+
+    def append(
+        self,
+        layer: int,
+        k: Float[Tensor, "1 kv_heads new head_dim"],
+        v: Float[Tensor, "1 kv_heads new head_dim"],
+    ) -> tuple[Float[Tensor, "1 kv_heads seq head_dim"], Float[Tensor, "1 kv_heads seq head_dim"]]:
+        keys, values = self.rows.append(layer, *(part.expand(self.rows.batch_size, -1, -1, -1) for part in (k, v)))
+        return keys[:1], values[:1]
+
+    def truncate(self, length: int) -> NoReturn:
+        raise NotImplementedError("one row for all is for reading: truncate the cache that it writes to")
+
+    def reorder(self, rows: Int[Tensor, " batch"]) -> NoReturn:
+        raise NotImplementedError("one row for all is for reading: reorder the cache that it writes to")

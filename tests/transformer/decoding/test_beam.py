@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from cme295lab.transformer import ModelConfig
+from cme295lab.transformer import DecoderLM, ModelConfig
 from cme295lab.transformer.decoding import beam_search, generate, length_penalty_divisor
 from tests.transformer.decoding.models import CONFIG, all_paths, context_free_model, random_model
 
@@ -84,6 +84,14 @@ def test_more_beams_find_what_greedy_misses():
         one, eight = (beam_search(model, [first], num_beams=num, max_new_tokens=8).beams[0] for num in (1, 8))
         gains.append(eight.log_probability - one.log_probability)
     assert max(gains) > 0.1
+
+
+@pytest.mark.parametrize("cache", ["static", "growing", None], ids=str)
+def test_the_prompt_is_read_once_and_not_by_every_beam(monkeypatch, cache):
+    shapes, forward = [], DecoderLM.forward
+    monkeypatch.setattr(DecoderLM, "forward", lambda *a, **k: shapes.append(tuple(a[1].shape)) or forward(*a, **k))
+    beam_search(random_model(), [3, 1, 4], num_beams=5, max_new_tokens=3, cache=cache)
+    assert shapes == ([(1, 3), (5, 1), (5, 1)] if cache else [(1, 3), (5, 4), (5, 5)])
 
 
 @pytest.mark.parametrize("length_penalty", [0.0, 0.6, 2.0])
