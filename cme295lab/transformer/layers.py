@@ -31,7 +31,7 @@ class SwiGluMlp(nn.Module):
         self.up = nn.Linear(config.dim, config.mlp_dim, bias=config.bias)
         self.down = ResidualLinear(config.mlp_dim, config.dim, bias=config.bias)
 
-    def forward(self, x: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
+    def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         return self.down(F.silu(self.gate(x)) * self.up(x))
 
 
@@ -43,7 +43,7 @@ class GeluMlp(nn.Module):
         self.up = nn.Linear(config.dim, config.mlp_dim, bias=config.bias)
         self.down = ResidualLinear(config.mlp_dim, config.dim, bias=config.bias)
 
-    def forward(self, x: Float[Tensor, "batch seq dim"]) -> Float[Tensor, "batch seq dim"]:
+    def forward(self, x: Float[Tensor, "*batch dim"]) -> Float[Tensor, "*batch dim"]:
         return self.down(F.gelu(self.up(x), approximate="tanh"))
 
 
