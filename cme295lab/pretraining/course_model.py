@@ -1,13 +1,13 @@
-"""The course's own models, made with everything in this room: corpus, vocabulary, packing, training, weights in a folder.
+"""The course's own models, made with everything in this room: corpus, vocabulary, packing, training, weights.
 
     python -m cme295lab.pretraining.course_model --name course-4m
 
-trains "course-4m" (4.0 million parameters) or "course-draft" (0.35 million, the same vocabulary: it drafts for the other
-in speculative decoding) and writes the folder that `load_pretrained(name)` reads, in bf16, with `training.json` beside
-the weights: the recipe, losses by domain, the corpus, what it took.
+trains "course-4m" (4.0 million parameters) or "course-draft" (0.35 million, the same vocabulary: it drafts for the
+other in speculative decoding) and writes the folder that `load_pretrained(name)` reads, in bf16, with `training.json`
+beside the weights: the recipe, losses by domain, the corpus, what it took.
 
-The recipe is for few tokens. A laptop's two cores read a million and a half in five minutes with course-4m, a third of a
-token per parameter where Chinchilla asks for 20, so
+The recipe is for few tokens: a laptop's two cores read about a million in five minutes with course-4m, a quarter of a
+token per parameter where Chinchilla asks for 20. So
 
 - steps are small (1,024 tokens): more of them, rather than smoother ones;
 - weights start at a standard deviation of 1 / √inputs, not the 0.02 that suits widths of a thousand;
@@ -36,7 +36,8 @@ from cme295lab.pretraining.corpora import Corpus, course_corpus, stories
 from cme295lab.pretraining.packing import MixtureDataset, PackedDataset
 from cme295lab.pretraining.tokenizer import train_tokenizer
 from cme295lab.pretraining.trainer import TrainConfig, Trainer, TrainingRun, evaluate, has_checkpoint
-from cme295lab.transformer.decoder import DecoderLM, ResidualLinear
+from cme295lab.transformer.decoder import DecoderLM
+from cme295lab.transformer.layers import ResidualLinear
 from cme295lab.transformer.presets import preset
 from cme295lab.transformer.pretrained.hub import save_pretrained
 from cme295lab.transformer.pretrained.load import load_pretrained
@@ -78,7 +79,7 @@ def course_recipe(name: str, *, num_steps: int | None = None) -> CourseRecipe:
     Raises:
         ValueError: if there is no recipe of that name, or the run is too short.
     """
-    known = {"course-4m": (1400, 1.5e-3), "course-draft": (2400, 4e-3)}
+    known = {"course-4m": (1000, 2e-3), "course-draft": (1200, 4e-3)}
     if name not in known:
         raise ValueError(f"there is no recipe for {name!r}; there is one for {' and '.join(known)}")
     steps, learning_rate = known[name]
@@ -120,8 +121,8 @@ def course_data(
 def initialize_for_width(model: DecoderLM, seed: int) -> DecoderLM:
     """Draw all matrices anew, with a standard deviation of 1 / √inputs, as narrow models need.
 
-    Those that write into the residual stream are smaller by √(2 layers), of which each adds one; the embedding, which is
-    the head as well, has 1 / √width.
+    Those that write into the residual stream are smaller by √(2 layers), of which each adds one; the embedding, which
+    is the head as well, has 1 / √width.
 
     Args:
         model: changed in place, and returned.

@@ -10,13 +10,13 @@ ranks all secrets by how likely it finds them after the canary's opening, and
 
     exposure = log2(number of candidates) - log2(rank of the planted one)      in bits
 
-is how much of the secret has leaked: none on average over secrets that were not planted (about 1.4 bits, since chance puts
-some in front), all of log2(candidates) once the planted one is the likeliest. `extract` asks for it without candidates:
-greedy decoding from the opening. `memorization_experiment` trains a small model on canaries that stand in its data 1, 4,
-16 and 64 times.
+is how much of the secret has leaked: none on average over secrets that were not planted (about 1.4 bits, since chance
+puts some in front), all of log2(candidates) once the planted one is the likeliest. `extract` asks for it without
+candidates: greedy decoding from the opening. `memorization_experiment` trains a small model on canaries that stand in
+its data 1, 4, 16 and 64 times.
 
-Source: Carlini et al. 2019, "The Secret Sharer", §4 and definition 5; Lee et al. 2022, "Deduplicating Training Data Makes
-Language Models Better", §4 (suffix array).
+Source: Carlini et al. 2019, "The Secret Sharer", §4 and definition 5; Lee et al. 2022, "Deduplicating Training Data
+Makes Language Models Better", §4 (suffix array).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from cme295lab.pretraining.trainer import TrainConfig, Trainer
 from cme295lab.transformer.config import ModelConfig
 from cme295lab.transformer.decoder import DecoderLM
 
-_SORTED_DEPTH = 1024  # tokens by which suffixes are ordered; a longer shared passage is found, though perhaps not its end
+_SORTED_DEPTH = 1024  # tokens by which suffixes are ordered; of a longer passage, at least so much is found
 _CANDIDATES_AT_ONCE = 256
 
 
@@ -294,7 +294,10 @@ class MemorizationResult:
         return sorted({canary.repetitions for canary in self.canaries})
 
 
-_NAMES = "Anna Boris Clara David Elena Felix Greta Henry Irene James Karla Louis Maria Nadia Oscar Paula".split()
+_NAMES = (
+    "Anna", "Boris", "Clara", "David", "Elena", "Felix", "Greta", "Henry", "Irene", "James", "Karla", "Louis", "Maria",
+    "Nadia", "Oscar", "Paula",
+)  # fmt: skip
 _DIGITS = 4  # of a secret: 10,000 candidates at most
 
 

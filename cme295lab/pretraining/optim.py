@@ -2,13 +2,13 @@
 
 With the gradient g of a parameter p, a learning rate η and a weight decay λ, step t = 1, 2, ... does
 
-    SGD      b = μ b + g (b = g in the first step)                   p -= η b; with Nesterov's look ahead p -= η (g + μ b)
+    SGD      b = μ b + g (b = g in the first step)                 p -= η b; with Nesterov's look ahead p -= η (g + μ b)
     Adam     m = β₁ m + (1 - β₁) g      m̂ = m / (1 - β₁ᵗ)
-             v = β₂ v + (1 - β₂) g²     v̂ = v / (1 - β₂ᵗ)            p -= η m̂ / (√v̂ + ε)
+             v = β₂ v + (1 - β₂) g²     v̂ = v / (1 - β₂ᵗ)          p -= η m̂ / (√v̂ + ε)
     AdamW    the same, after p -= η λ p
 
-SGD and Adam add λ p to the gradient ("L2"). In Adam the decay is then divided by √v̂ like everything else, so weights with
-large gradients hardly decay; AdamW takes it off the weight itself, whatever the gradient was ("decoupled").
+SGD and Adam add λ p to the gradient ("L2"). In Adam the decay is then divided by √v̂ like everything else, so weights
+with large gradients hardly decay; AdamW takes it off the weight itself, whatever the gradient was ("decoupled").
 
 Each update stands here twice: for one parameter, to be read (`_update`), and for all of them at once with torch's
 `_foreach` operators (`_update_many`), which spares Python most of its work on models of many small tensors. They do the
@@ -16,8 +16,8 @@ same arithmetic in the same order, and a test holds them together bit for bit.
 
 The interface is that of `torch.optim`, whose numbers these are, but parameters have names: `optimizer.state_of(name)`.
 
-Source: Kingma and Ba 2015, "Adam"; Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization"; Sutskever et al.
-2013, "On the importance of initialization and momentum in deep learning".
+Source: Kingma and Ba 2015, "Adam"; Loshchilov and Hutter 2019, "Decoupled Weight Decay Regularization"; Sutskever et
+al. 2013, "On the importance of initialization and momentum in deep learning".
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Optimizer:
     def step(self) -> None:
         """Update every parameter that has a gradient."""
         for group in self.param_groups:
-            by_step: dict[int, tuple[list[Tensor], list[Tensor], list[dict[str, Any]]]] = {}
+            by_step: dict[int, tuple[list[Any], list[Any], list[Any]]] = {}
             for name, parameter in zip(group["names"], group["params"], strict=True):
                 if parameter.grad is None:
                     continue
@@ -187,11 +187,11 @@ class SGD(Optimizer):
     ) -> None:
         (b,) = state
         if group["weight_decay"]:
-            g = torch._foreach_add(g, torch._foreach_mul(p, group["weight_decay"]))
+            g = list(torch._foreach_add(g, torch._foreach_mul(p, group["weight_decay"])))
         torch._foreach_mul_(b, group["momentum"])
         torch._foreach_add_(b, g)
         if group["nesterov"]:
-            g = torch._foreach_add(g, torch._foreach_mul(b, group["momentum"]))
+            g = list(torch._foreach_add(g, torch._foreach_mul(b, group["momentum"])))
         torch._foreach_add_(p, g if group["nesterov"] else b, alpha=-group["lr"])
 
 
@@ -246,7 +246,7 @@ class Adam(Optimizer):
         if self.decoupled:
             torch._foreach_mul_(p, 1 - group["lr"] * group["weight_decay"])
         elif group["weight_decay"]:
-            g = torch._foreach_add(g, torch._foreach_mul(p, group["weight_decay"]))
+            g = list(torch._foreach_add(g, torch._foreach_mul(p, group["weight_decay"])))
         torch._foreach_mul_(m, beta1)
         torch._foreach_add_(m, g, alpha=1 - beta1)
         torch._foreach_mul_(v, beta2)
@@ -282,7 +282,8 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
         weight_decay: of the first group.
     """
     tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
-    decaying, others = [], []
+    decaying: list[tuple[str, nn.Parameter]] = []
+    others: list[tuple[str, nn.Parameter]] = []
     for name, parameter in model.named_parameters():
         (decaying if parameter.ndim > 1 and id(parameter) not in tables else others).append((name, parameter))
     groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]

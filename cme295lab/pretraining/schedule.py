@@ -7,14 +7,15 @@
     wsd          warm-up, stable, decay: 1 for most of the run, then down to `floor` within the last `decay_steps`, in a
                  straight line ("linear") or as 1 - √progress ("1-sqrt"), steep first
 
-A cosine must know the length of the run from its first step: to train for longer, one starts again. A checkpoint from the
-stable part of WSD can go on for as long as one likes; only the decay, a tenth or a fifth of the run, is paid again.
+A cosine must know the length of the run from its first step: to train for longer, one starts again. A checkpoint from
+the stable part of WSD can go on for as long as one likes; only the decay, a tenth or a fifth of the run, is paid
+again.
 
 Steps count from 0, so the last of a run is num_steps - 1, a hair above the floor. A step at or beyond num_steps is an
 error: whoever asks for it has another length in mind than the schedule.
 
-Source: Loshchilov and Hutter 2017, "SGDR", eq. 5; Hu et al. 2024, "MiniCPM", §4.2; Hägele et al. 2024, "Scaling Laws and
-Compute-Optimal Training Beyond Fixed Training Durations" (1 - √).
+Source: Loshchilov and Hutter 2017, "SGDR", eq. 5; Hu et al. 2024, "MiniCPM", §4.2; Hägele et al. 2024, "Scaling Laws
+and Compute-Optimal Training Beyond Fixed Training Durations" (1 - √).
 """
 
 from __future__ import annotations

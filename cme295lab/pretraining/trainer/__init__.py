@@ -1,8 +1,8 @@
 """Many training steps in a row: what each of them does, and what stays when the run is killed.
 
 Read ``config`` (the settings of a run), ``gradients`` (one step: micro-batches weighted by their tokens, clipping),
-``evaluation`` (losses by domain), ``checkpoint`` and ``log`` (files that are whole at any moment), ``peak`` (what MFU is
-measured against), then ``loop``, which ties them together.
+``evaluation`` (losses by domain), ``checkpoint`` and ``log`` (files that are whole at any moment), ``peak`` (what MFU
+is measured against), then ``loop``, which ties them together.
 """
 
 from __future__ import annotations

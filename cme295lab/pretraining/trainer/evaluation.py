@@ -11,8 +11,9 @@ from cme295lab.transformer.decoder import DecoderLM
 
 @torch.no_grad()
 def evaluate(
-    model: DecoderLM, data: PackedDataset, *, rows: int = 16, max_rows: int | None = None, isolate_documents: bool = True
-) -> float:
+    model: DecoderLM, data: PackedDataset, *, rows: int = 16, max_rows: int | None = None,
+    isolate_documents: bool = True,
+) -> float:  # fmt: skip
     """The mean loss over all targets of a data set, in nats per token. Dropout is off, and on again afterwards.
 
     Args:

@@ -3,9 +3,9 @@
     records.jsonl, records.csv      one line per update: loss, learning rate, norm of the gradient, tokens/s, MFU
     evaluations.jsonl               one line per evaluation: losses by domain
 
-Each line is handed to the operating system at once. A killed process can leave half a line, and lines of updates after
-its last checkpoint, which will be done again. So whoever resumes cuts the log first: whole lines, up to the checkpoint's
-step, nothing twice. The CSV file is a copy of the JSON lines for spreadsheets, and is then written anew.
+Each line is handed to the operating system at once. A killed process can leave half a line, and lines of updates
+after its last checkpoint, which will be done again. So whoever resumes cuts the log first: whole lines, up to the
+checkpoint's step, nothing twice. The CSV file is a copy of the JSON lines for spreadsheets, and is then written anew.
 """
 
 from __future__ import annotations

@@ -3,13 +3,13 @@
     step s   batch(s) ─ micro-batches ─ gradient ─ clip ─ AdamW at learning_rate × schedule(s) ─ log ─ checkpoint
 
 **Killed at any moment, resumed bit for bit.** A step depends on the weights, the optimizer's states and s, on nothing
-else: batches are a function of s, so is the learning rate, and dropout is seeded anew by (seed, s). All of that is in one
-file that is replaced in one go (`checkpoint`). After a `kill -9`, `Trainer.resume` takes the last checkpoint, cuts the
-log back to it, and gets the weights, states and losses of a run that was never interrupted; on the same machine with as
-many threads, that is, since sums are rounded differently elsewhere.
+else: batches are a function of s, so is the learning rate, and dropout is seeded anew by (seed, s). All of that is in
+one file that is replaced in one go (`checkpoint`). After a `kill -9`, `Trainer.resume` takes the last checkpoint,
+cuts the log back to it, and gets the weights, states and losses of a run that was never interrupted; on the same
+machine with as many threads, that is, since sums are rounded differently elsewhere.
 
-Ctrl-C (or a notebook's stop button) lets the step in hand finish, writes a checkpoint and returns what was done; a second
-one stops at once. A loss or gradient that is not finite stops the run before it reaches the weights.
+Ctrl-C (or a notebook's stop button) lets the step in hand finish, writes a checkpoint and returns what was done; a
+second one stops at once. A loss or gradient that is not finite stops the run before it reaches the weights.
 
 Not covered: several devices (`cme295lab.parallel`), precisions below fp32.
 """
@@ -22,7 +22,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -257,7 +257,9 @@ class Trainer:
         if self.folder is None:
             return
         log.sync()  # the log is never behind the checkpoint, also after a power cut
-        tensors = {f"model/{name}": parameter for name, parameter in self.model.named_parameters()}
+        tensors: dict[str, torch.Tensor] = {
+            f"model/{name}": parameter for name, parameter in self.model.named_parameters()
+        }
         tensors |= {f"optimizer/{name}": value for name, value in self.optimizer.state_tensors().items()}
         write_checkpoint(self.folder, tensors, self._facts())
 
@@ -293,8 +295,7 @@ class Trainer:
     def _finish_step_first(self) -> Iterator[None]:
         """Ctrl-C asks the loop to stop after the step; the second one interrupts, as usual."""
         if threading.current_thread() is not threading.main_thread():
-            with nullcontext():
-                yield
+            yield
             return
 
         def ask(number: int, frame: object) -> None:
