@@ -13,7 +13,9 @@ LLAMA = ModelConfig(name="llama", vocab_size=61, num_layers=3, dim=24, num_heads
 GPT = ModelConfig(name="gpt", vocab_size=53, num_layers=2, dim=20, num_heads=5, mlp_dim=80, mlp="gelu",
                   norm="layernorm", position="learned", max_seq=32, tied_head=True, bias=True)  # fmt: skip
 TIED = ModelConfig.from_dict(LLAMA.to_dict() | {"tied_head": True, "num_kv_heads": 1})
-SHAPES = {"llama": LLAMA, "gpt": GPT, "tied": TIED}
+MIXTURE = ModelConfig.from_dict(LLAMA.to_dict() | {"num_experts": 5, "experts_per_token": 2})
+DENSE_MIXTURE = ModelConfig.from_dict(GPT.to_dict() | {"num_experts": 3, "experts_per_token": 3, "bias": False})
+SHAPES = {"llama": LLAMA, "gpt": GPT, "tied": TIED, "mixture": MIXTURE, "dense mixture": DENSE_MIXTURE}
 FLASH = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 FLASH_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -66,7 +68,7 @@ def test_recomputation_agrees_with_the_rooms_of_memory(recompute):
     assert found.recomputed == recomputed_flops(LLAMA, recompute, batch=5, seq=12)
 
 
-@pytest.mark.parametrize("name", ["gpt-2", "gpt-3", "llama-2-70b", "llama-3-8b", "mistral-7b", "megatron-1t"])
+@pytest.mark.parametrize("name", ["gpt-2", "gpt-3", "llama-2-70b", "llama-3-8b", "mixtral-8x7b", "megatron-1t"])
 def test_matrices_times_six_and_the_core_are_all(name):
     config = preset(name)
     core = 12 * config.num_layers * config.query_dim * 1024
@@ -83,6 +85,16 @@ def test_parameters_that_multiply_by_hand():
     untied = ModelConfig.from_dict(config.to_dict() | {"tied_head": False})
     assert matmul_parameters(untied) == matmul_parameters(config)
     assert untied.num_parameters == config.num_parameters + 15
+
+
+def test_idle_experts_cost_nothing():
+    """Mixtral 8x7B: two of eight experts, so the work of 12.9 billion parameters, of 46.7 billion."""
+    config = preset("mixtral-8x7b")
+    idle = config.vocab_size * config.dim + config.counts.norms  # an embedding that is no head, and the norms
+    assert matmul_parameters(config) == config.num_active_parameters - idle
+    more = ModelConfig.from_dict(config.to_dict() | {"num_experts": 16})
+    assert matmul_parameters(more) - matmul_parameters(config) == 32 * 8 * config.dim  # the router alone grows
+    assert "each token passes 2 of 8 experts" in str(flops_per_token(config, 4096))
 
 
 def test_causal_halves_the_core_and_nothing_else():

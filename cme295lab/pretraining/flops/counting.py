@@ -77,7 +77,7 @@ def flops_per_token(
         ends.append(FlopRow(part="embedding", operator="embedding", forward=once, backward=2 * once,
                             formula="2dV, once, as a product"))  # fmt: skip
     notes = ["scores: the causal half" if causal else "scores: all, masked ones too"]
-    if getattr(config, "num_experts", 0):
+    if config.num_experts:
         notes.append(f"each token passes {config.experts_per_token} of {config.num_experts} experts; none is dropped")
     if recompute != "none":
         notes.append(f"recomputation: {recompute}")
@@ -132,7 +132,7 @@ def _matrices(config: ModelConfig) -> Iterator[tuple[Part, str, int, str]]:
     yield "attention", "key, value", 2 * d * k, "2 · 2dk"
     yield "attention", "out", q * d, "2dq"
     num_matrices = 3 if config.mlp == "swiglu" else 2
-    if getattr(config, "num_experts", 0):
+    if config.num_experts:
         active = config.experts_per_token
         yield "mlp", "router", d * config.num_experts, "2dE"
         yield "mlp", f"experts ({config.mlp})", active * num_matrices * d * f, f"{active} · {num_matrices} · 2df"
