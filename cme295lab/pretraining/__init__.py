@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from cme295lab.pretraining.flops.utilization import hfu, mfu, tokens_per_s, training_time_s
     from cme295lab.pretraining.packing import Batch, MixtureDataset, PackedDataset
     from cme295lab.pretraining.tokenizer.library import train_tokenizer
+    from cme295lab.pretraining.transfer.experiment import few_label_experiment
 
 _HOME: dict[str, str] = {
     "Assumption": "cost",
@@ -49,6 +50,7 @@ _HOME: dict[str, str] = {
     "course_corpus": "corpora",
     "assumptions_for": "cost",
     "cost_of_gpu_hours": "cost",
+    "few_label_experiment": "transfer",
     "flops_per_token": "flops.counting",
     "hfu": "flops.utilization",
     "mfu": "flops.utilization",
@@ -58,7 +60,7 @@ _HOME: dict[str, str] = {
     "training_time_s": "flops.utilization",
     "train_tokenizer": "tokenizer",
 }
-_MODULES = ("packing", "corpora", "tokenizer", "flops", "cost")
+_MODULES = ("packing", "corpora", "tokenizer", "flops", "cost", "transfer")
 
 __all__: list[str] = [
     "course_corpus",
@@ -84,6 +86,7 @@ __all__: list[str] = [
     "Assumption",
     "Assumptions",
     "TrainingCost",
+    "few_label_experiment",
 ]
 
 __getattr__, __dir__ = lazy_names(__name__, _HOME, _MODULES)

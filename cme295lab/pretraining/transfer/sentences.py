@@ -88,8 +88,8 @@ REVIEWED: Lists = MappingProxyType(
 GOOD: Lists = MappingProxyType(
     {
         "good": _words("good, great, wonderful, lovely, beautiful, friendly, kind, warm, clever, perfect, pretty, "
-                       "funny, fast, useful, simple, clear, reliable, efficient, elegant, convenient, correct, helpful, "
-                       "safe, complete, readable, flexible, robust, excellent, pleasant, powerful, modern"),
+                       "funny, fast, useful, simple, clear, reliable, efficient, elegant, convenient, correct, "
+                       "helpful, safe, complete, readable, flexible, robust, excellent, pleasant, powerful, modern"),
         "likes": _words("made me happy, saved me hours, never fails, does what it says, is a pleasure, "
                         "made us laugh, solved my problem, explains every step, keeps its promises, "
                         "gets better every day, made my work easier, is full of good ideas, makes everybody smile"),
