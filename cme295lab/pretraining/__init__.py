@@ -30,11 +30,24 @@ if TYPE_CHECKING:
     from cme295lab.pretraining.flops.published import approximate_training_flops
     from cme295lab.pretraining.flops.quantities import FlopCount, FlopRate
     from cme295lab.pretraining.flops.utilization import hfu, mfu, tokens_per_s, training_time_s
+    from cme295lab.pretraining.memorization import VerbatimIndex, memorization_experiment
+    from cme295lab.pretraining.optim import SGD, Adam, AdamW
     from cme295lab.pretraining.packing import Batch, MixtureDataset, PackedDataset
+    from cme295lab.pretraining.schedule import Schedule
     from cme295lab.pretraining.tokenizer.library import train_tokenizer
+    from cme295lab.pretraining.trainer import TrainConfig, Trainer, TrainingRun
     from cme295lab.pretraining.transfer.experiment import few_label_experiment
 
 _HOME: dict[str, str] = {
+    "Adam": "optim",
+    "AdamW": "optim",
+    "SGD": "optim",
+    "Schedule": "schedule",
+    "TrainConfig": "trainer",
+    "Trainer": "trainer",
+    "TrainingRun": "trainer",
+    "VerbatimIndex": "memorization",
+    "memorization_experiment": "memorization",
     "Assumption": "cost",
     "Assumptions": "cost",
     "Batch": "packing",
@@ -60,7 +73,7 @@ _HOME: dict[str, str] = {
     "training_time_s": "flops.utilization",
     "train_tokenizer": "tokenizer",
 }
-_MODULES = ("packing", "corpora", "tokenizer", "flops", "cost", "transfer")
+_MODULES = ("packing", "corpora", "tokenizer", "optim", "schedule", "trainer", "memorization", "course_model", "flops", "cost", "transfer")
 
 __all__: list[str] = [
     "course_corpus",
@@ -70,6 +83,15 @@ __all__: list[str] = [
     "PackedDataset",
     "MixtureDataset",
     "Batch",
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Schedule",
+    "TrainConfig",
+    "Trainer",
+    "TrainingRun",
+    "VerbatimIndex",
+    "memorization_experiment",
     "flops_per_token",
     "training_flops",
     "approximate_training_flops",
