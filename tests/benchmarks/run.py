@@ -3,6 +3,7 @@
 - simulator: against Triton's interpreter and PyTorch, counting on and off; import time; extra memory of a large launch.
   With --paper-table also the seconds for the paper's table, at full size: a few minutes.
 - memory: what watching a training step costs.
+- decoding: tokens per second of SmolLM2 against `transformers`, if it was fetched.
 - parallel: strategies of data parallelism on real processes, ours and PyTorch's own (some ten minutes).
 
 Everything but the paper's table runs on one thread per process. Prints tables and writes build/benchmarks.json.
@@ -154,6 +155,15 @@ def _memory(_: argparse.Namespace) -> dict[str, Any]:
     return {"memory timeline": [asdict(row) for row in rows]}
 
 
+def _decoding(_: argparse.Namespace) -> dict[str, Any]:
+    from tests.benchmarks.decoding import decode_rows
+
+    rows = decode_rows()
+    for row in rows:
+        print(f"decode SmolLM2 in {row.dtype}: {row.tokens_per_s:.1f} tokens/s, {row.speedup:.2f} times transformers'")
+    return {"decoding": [asdict(row) for row in rows]}
+
+
 def _parallel(_: argparse.Namespace) -> dict[str, Any]:
     from tests.benchmarks.parallel import parallel_rows, print_table, warm_start_seconds
 
@@ -164,7 +174,7 @@ def _parallel(_: argparse.Namespace) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-    "simulator": _simulator, "memory": _memory, "parallel": _parallel
+    "simulator": _simulator, "memory": _memory, "decoding": _decoding, "parallel": _parallel
 }  # fmt: skip
 
 
