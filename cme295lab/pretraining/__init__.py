@@ -73,7 +73,10 @@ _HOME: dict[str, str] = {
     "training_time_s": "flops.utilization",
     "train_tokenizer": "tokenizer",
 }
-_MODULES = ("packing", "corpora", "tokenizer", "optim", "schedule", "trainer", "memorization", "course_model", "flops", "cost", "transfer")
+_MODULES = (
+    "packing", "corpora", "tokenizer", "optim", "schedule", "trainer", "memorization", "course_model", "flops", "cost",
+    "transfer",
+)  # fmt: skip
 
 __all__: list[str] = [
     "course_corpus",
