@@ -184,7 +184,7 @@ def symbol_share(text: str) -> float:
 def repeated_line_share(text: str) -> float:
     """The share of lines that are a copy of an earlier one; empty and very short lines are not counted."""
     lines = [line for line in map(str.strip, text.splitlines()) if len(line) > 8]
-    return 1 - len(set(lines)) / max(1, len(lines))
+    return (len(lines) - len(set(lines))) / max(1, len(lines))
 
 
 def unprintable_share(text: str) -> float:

@@ -100,7 +100,7 @@ def read_jsonl(
             if line.strip():
                 where = f"{path}, line {number}"
                 try:
-                    record = json.loads(line)
+                    record = json.loads(line.rstrip())
                 except json.JSONDecodeError as error:
                     raise ValueError(f"{where}, column {error.colno}: not JSON ({error.msg})") from error
                 if not isinstance(record, dict):

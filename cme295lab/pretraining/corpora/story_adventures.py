@@ -22,7 +22,7 @@ SEEDS = Plot(
         (
             (
                 "{hero} dug little holes in the garden and put a seed into each.",
-                "{they} filled a {colour} pot with earth and put the seeds into it.",
+                "{they} filled {a_colour} pot with earth and put the seeds into it.",
                 "Together with {friend}, {they} chose a place in the sun and put the seeds into the ground.",
             ),
             (
@@ -80,7 +80,7 @@ RACE = Plot(
             (
                 '"One, two, three, go!" called the {acquaintance}.',
                 "The bell rang, and they all began to run.",
-                "The {acquaintance} waved a {colour} flag, and off they went.",
+                "The {acquaintance} waved {a_colour} flag, and off they went.",
             ),
             (
                 "{hero} ran as fast as {they} could. Soon only {friend} was in front of {them}.",
@@ -162,7 +162,7 @@ RAFT = Plot(
                 "Now {friend} tied the knots, and {hero} pulled as hard as {they} could.",
             ),
             (
-                "They gave it a {colour} flag. This time it did not sink!",
+                "They gave it {a_colour} flag. This time it did not sink!",
                 "Slowly they put it on the water. It swam!",
                 "They stepped on it, first one and then the other, and it carried them both.",
             ),

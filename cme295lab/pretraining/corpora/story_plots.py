@@ -279,7 +279,7 @@ BAKING = Plot(
             ),
             (
                 "{they} took flour, sugar, butter and three eggs.",
-                "{they} put on a {colour} apron and washed {their} hands.",
+                "{they} put on {a_colour} apron and washed {their} hands.",
                 "In the kitchen {they} opened the big book of recipes.",
             ),
         ),
@@ -356,7 +356,7 @@ QUARREL = Plot(
                 "{hero} thought about it for a long time.",
             ),
             (
-                '"A {thing} is only a {thing}," said {their} {relative}. "But a friend is a friend."',
+                '"A toy is only a toy," said {their} {relative}. "But a friend is a friend."',
                 '"What would you like {friend} to do?" asked {their} {relative}. {hero} knew the answer.',
                 '"Maybe {friend} is sitting at home, too," said {their} {relative}.',
             ),
