@@ -1,7 +1,7 @@
 """The exercises on the memory of training: model states, activations, recomputation, and a plan that fits a GPU.
 
-Read `formulas` (judging a student's formula), then `states`, `activations`, `recompute` and `fitting`, a module per
-part.
+Read `states`, `activations`, `recompute` and `fitting`, a module per part. A student's formula is judged in
+`cme295lab.grading.formulas`.
 """
 
 from cme295lab.grading.exercise import Exercise

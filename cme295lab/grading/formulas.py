@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,6 +27,7 @@ class Question:
         want: the right number.
         mistakes: causes, and the numbers that they give.
         unit: of the number, in words.
+        position: which function it is, where several are handed over; None for one alone.
     """
 
     function: str
@@ -34,6 +35,7 @@ class Question:
     want: float
     mistakes: tuple[tuple[str, float], ...]
     unit: str
+    position: int | None = None
 
     @property
     def call(self) -> str:
@@ -46,8 +48,12 @@ def formula_property(
 ) -> Property:
     """The property that a formula answers some questions right."""
 
-    def observe(student: Callable[..., Any]) -> Observation:
-        return observe_call(lambda: tuple(student(**question.arguments) for question in questions), {}, _TIME_LIMIT_S)
+    def answer(student: Any, question: Question) -> Any:
+        function = student if question.position is None else student[question.position]
+        return function(**question.arguments)
+
+    def observe(student: Any) -> Observation:
+        return observe_call(lambda: tuple(answer(student, question) for question in questions), {}, _TIME_LIMIT_S)
 
     def judge(seen: Observation) -> Outcome:
         return judge_answers(questions, seen.outputs["result"])
