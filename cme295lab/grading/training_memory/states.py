@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cme295lab.grading.exercise import Property
+from cme295lab.grading.formulas import Question, formula_property
 from cme295lab.grading.observe import refuse_function
 from cme295lab.grading.result import Outcome
-from cme295lab.grading.formulas import Question, formula_property
 from cme295lab.memory.formulas.model_states import zero_model_state_bytes
 from cme295lab.units import GB, GiB
 
