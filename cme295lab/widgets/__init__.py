@@ -12,20 +12,29 @@ A view holds no algorithm. Read in pairs, the pure part first:
     mixture_scenario    mixture_explorer     how much of each domain a run sees
     frontier_scenario   frontier_explorer    a budget under every scaling law
     isoflop_scenario    isoflop_explorer     own runs at equal compute, and the next budget
+    routing_scenario    routing_explorer     which experts take which tokens
+    decoding_scenario   decoding_playground  a next-token distribution, reshaped
+    beam_scenario       beam_tree            a beam search, candidate by candidate
+    kv_cache_scenario   kv_cache_explorer    what a model keeps and reads while it generates
 
 `timeline_explorer` and `cost_calculator` draw records of other rooms as they are. Static pictures: `figures` (hardware,
 traffic, roofline, block sizes; `working_set` says what blocks need on chip), `memory_figures` (measured timelines),
-`parallel_figures` (backward passes and ranks), `training_figures` (runs and what they learned). `picture` is how a
+`parallel_figures` (backward passes and ranks), `training_figures` (runs and what they learned),
+`routing_figures` (experts over training). `picture` is how a
 figure shows itself, `controls` has the sliders, menus and tables of all explorers, `walk_files` what the walks share in
 the browser.
 """
 
+from cme295lab.widgets.beam_scenario import BeamScenario, beam_scenario
+from cme295lab.widgets.beam_tree import BeamTree
 from cme295lab.widgets.budget import Budget
 from cme295lab.widgets.budget_explorer import BudgetExplorer
 from cme295lab.widgets.budget_figure import comparison_bars
 from cme295lab.widgets.cache_explorer import CacheExplorer
 from cme295lab.widgets.cache_scenario import CacheScenario, cache_scenario
 from cme295lab.widgets.cost_calculator import CostCalculator
+from cme295lab.widgets.decoding_playground import DecodingPlayground
+from cme295lab.widgets.decoding_scenario import DecodingScenario, decoding_scenario
 from cme295lab.widgets.figures import RooflinePoint, block_size_map, memory_hierarchy, roofline, traffic_bars
 from cme295lab.widgets.frontier_explorer import FrontierExplorer
 from cme295lab.widgets.frontier_scenario import FrontierScenario, frontier_scenario
@@ -39,6 +48,9 @@ from cme295lab.widgets.mixture_scenario import MeasuredMixtures, MixtureScenario
 from cme295lab.widgets.picture import Picture
 from cme295lab.widgets.ring_records import RingMoment, ring_records
 from cme295lab.widgets.ring_walk import RingWalk
+from cme295lab.widgets.routing_explorer import RoutingExplorer
+from cme295lab.widgets.routing_figures import busiest_expert_figure
+from cme295lab.widgets.routing_scenario import RoutingScenario, RoutingText, routing_scenario, routing_text
 from cme295lab.widgets.shard_map import ShardMap
 from cme295lab.widgets.shard_scenario import ShardScenario, shard_scenario
 from cme295lab.widgets.tile_walk import TileWalk
@@ -52,11 +64,15 @@ from cme295lab.widgets.walk_records import ProgramWalk, WalkStep, WatchedNames, 
 from cme295lab.widgets.working_set import WorkingSet, working_set
 
 __all__ = [
+    "BeamScenario",
+    "BeamTree",
     "Budget",
     "BudgetExplorer",
     "CacheExplorer",
     "CacheScenario",
     "CostCalculator",
+    "DecodingPlayground",
+    "DecodingScenario",
     "FrontierExplorer",
     "FrontierScenario",
     "IsoFlopExplorer",
@@ -71,6 +87,9 @@ __all__ = [
     "RingMoment",
     "RingWalk",
     "RooflinePoint",
+    "RoutingExplorer",
+    "RoutingScenario",
+    "RoutingText",
     "ShardMap",
     "ShardScenario",
     "TileWalk",
@@ -82,20 +101,25 @@ __all__ = [
     "WalkStep",
     "WatchedNames",
     "WorkingSet",
+    "beam_scenario",
     "block_size_map",
+    "busiest_expert_figure",
     "cache_scenario",
     "comparison_bars",
+    "decoding_scenario",
     "few_labels_figure",
     "frontier_scenario",
     "isoflop_scenario",
+    "kv_cache_scenario",
     "loss_curves",
     "memorisation_figure",
-    "kv_cache_scenario",
     "memory_hierarchy",
     "mixture_scenario",
     "peak_treemap",
     "ring_records",
     "roofline",
+    "routing_scenario",
+    "routing_text",
     "shard_scenario",
     "timeline_figure",
     "trade_off",

@@ -107,7 +107,11 @@ class KvCacheExplorer(ipywidgets.VBox):
         return f"KvCacheExplorer({summary(self.scenario)})"
 
     def _redraw(self, _: Any = None) -> None:
-        scenario = self.scenario
+        try:
+            scenario = self.scenario
+        except ValueError as error:
+            self._text.value = f'<div class="kv-summary" role="status"><b>Not possible: {error}</b></div>'
+            return
         at = list(range(len(scenario.layouts)))  # names as places would stay in the order of their first appearance
         caches = [layout.cache_bytes for layout in scenario.layouts]
         capacity = scenario.capacity_bytes

@@ -7,17 +7,18 @@ The same model is asked how many numbers it would keep of a token in each layer:
     MQA   2 × head_dim                    all query heads share one
     MLA   512 + 64                        a compressed vector and a rotated part, sized as in DeepSeek-V3
 
-Generating is bound by memory: for each token of each sequence all weights and the whole cache are read once, so
-(weights + cache) / bandwidth bounds a step from below. The weights are those of the model as it is, whatever the
-attention; several GPUs are taken to share weights and cache evenly, and their links to be free.
+What a step of generating reads and computes is `decode_cost`'s, of `cme295lab.transformer.inference_cost`: for each
+token of each sequence the weights and the whole cache are read once, so that bytes / bandwidth, or FLOP / peak if that
+is longer, bounds a step from below. The weights are those of the model as it is, whatever the attention; several GPUs
+are taken to share weights and cache evenly, and their links to be free.
 
 Source: Ainslie et al. 2023 (GQA); DeepSeek-AI 2024, "DeepSeek-V3 Technical Report" (MLA); Pope et al. 2022, section 2.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cme295lab.hardware import Device, get_device
-from cme295lab.transformer import ModelConfig, preset
+from cme295lab.transformer import ModelConfig, decode_cost, preset
 
 DTYPES = {"bf16": 2, "fp16": 2, "fp32": 4, "fp8": 1}
 MLA_NUMBERS = 512 + 64
@@ -99,7 +100,8 @@ def kv_cache_scenario(
         num_gpus: how many share weights and cache.
 
     Raises:
-        ValueError: if a count is not positive, or a name unknown.
+        ValueError: if a count is not positive, a name unknown, the GPU has no such format, or the model's learned
+            positions end before the context.
     """
     for name, value in (("seq", seq), ("batch", batch), ("num_gpus", num_gpus)):
         if value < 1:
@@ -109,7 +111,9 @@ def kv_cache_scenario(
     config, gpu = preset(model), get_device(device)
     weight_bytes = config.num_parameters * DTYPES[dtype]
     capacity = gpu.memory_bytes * num_gpus
-    bandwidth = gpu.bandwidth_bytes_per_s * num_gpus
+    # Rotations go on for ever, if not well, so a context beyond what the model was trained for can be asked about.
+    longer = replace(config, max_seq=max(seq, config.max_seq)) if config.position == "rope" else config
+    cost = decode_cost(longer, context=seq, batch_size=batch, dtype=dtype, device=gpu)
 
     def layout(kind: str, numbers: int, is_own: bool) -> KvLayout:
         per_token = numbers * config.num_layers * DTYPES[dtype]
@@ -117,7 +121,7 @@ def kv_cache_scenario(
         return KvLayout(
             kind=kind, is_own=is_own, bytes_per_token=per_token, cache_bytes=cache,
             max_tokens=max(0, capacity - weight_bytes) // per_token, fits=weight_bytes + cache <= capacity,
-            step_s=(weight_bytes + cache) / bandwidth,
+            step_s=max((cost.weight_bytes + cache) / gpu.bandwidth_bytes_per_s, cost.compute_s) / num_gpus,
         )  # fmt: skip
 
     heads = {"MHA": config.num_heads, "GQA": config.num_kv_heads, "MQA": 1}

@@ -60,8 +60,23 @@ def test_lower_bound_by_hand() -> None:
     assert scenario(num_gpus=4).own.step_s == pytest.approx(scenario().own.step_s / 4)
 
 
+def test_a_large_batch_with_little_context_is_bound_by_arithmetic() -> None:
+    """512 sequences, 2 FLOP per parameter of all matrices and 4 per number of the keys, at 312 TFLOP/s."""
+    config = preset("llama-2-7b")
+    matrices = config.num_parameters - 32_000 * 4096 - (2 * 32 + 1) * 4096
+    flops = 512 * (2 * matrices + 4 * 32 * 4096 * 128)
+    assert scenario(seq=128, batch=512).layouts[-1].step_s == pytest.approx(flops / 312e12)
+
+
+def test_a_mixture_holds_all_experts_and_reads_some() -> None:
+    found = scenario(model="mixtral-8x7b", num_gpus=2, seq=1024)
+    assert found.weight_bytes == 2 * 46_702_792_704
+    read_s = (2 * 12_879_925_248 + found.own.cache_bytes) / 2039e9 / 2
+    assert found.own.step_s == pytest.approx(read_s)
+
+
 def test_tokens_that_fit_fill_the_gpus_and_no_more() -> None:
-    for change in ({}, {"model": "llama-3-70b", "num_gpus": 2}, {"dtype": "fp32"}, {"device": "T4", "dtype": "fp8"}):
+    for change in ({}, {"model": "llama-3-70b", "num_gpus": 2}, {"dtype": "fp32"}, {"device": "T4", "dtype": "fp16"}):
         found = scenario(**change)
         for layout in found.layouts:
             room = found.capacity_bytes - found.weight_bytes
@@ -80,8 +95,10 @@ def test_tokens_that_fit_fill_the_gpus_and_no_more() -> None:
         ({"dtype": "int3"}, "dtype must be one of"),
         ({"model": "llama-9"}, "unknown model"),
         ({"device": "A1000"}, "unknown device"),
+        ({"device": "T4"}, "dtype 'bf16'"),
+        ({"model": "gpt-2"}, "max_seq of gpt-2, 1024"),
     ],
-    ids=["seq", "batch", "gpus", "dtype", "model", "device"],
+    ids=["seq", "batch", "gpus", "dtype", "model", "device", "format", "positions"],
 )
 def test_impossible_scenarios_are_refused(change: dict[str, Any], says: str) -> None:
     with pytest.raises(ValueError, match=says):
@@ -104,6 +121,18 @@ def test_view_shows_the_scenario_and_follows_its_controls() -> None:
     picture = explorer.figure()
     assert picture.alt_text in repr(explorer)
     assert len(picture.png()) < 100_000
+
+
+def test_view_says_what_is_not_possible_and_keeps_its_picture() -> None:
+    explorer = KvCacheExplorer()
+    shown = list(explorer.plot.data[1].text)
+    explorer.controls["device"].value = "T4"
+    assert "Not possible" in explorer._text.value
+    assert "bf16" in explorer._text.value
+    assert list(explorer.plot.data[1].text) == shown
+    explorer.controls["dtype"].value = "fp16"
+    assert "T4" in explorer.plot.layout.annotations[-1].text
+    assert "Not possible" not in explorer._text.value
 
 
 def test_view_refuses_odd_values() -> None:
