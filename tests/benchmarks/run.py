@@ -5,6 +5,7 @@
 - memory: what watching a training step costs.
 - decoding: tokens per second of SmolLM2 against `transformers`, if it was fetched.
 - parallel: strategies of data parallelism on real processes, ours and PyTorch's own (some ten minutes).
+- pretraining: learning a vocabulary, in plain Python and with the `tokenizers` library.
 
 Everything but the paper's table runs on one thread per process. Prints tables and writes build/benchmarks.json.
 """
@@ -173,8 +174,18 @@ def _parallel(_: argparse.Namespace) -> dict[str, Any]:
     return {"warm start seconds": start_s, "parallel": [asdict(row) for row in rows]}
 
 
+def _pretraining(_: argparse.Namespace) -> dict[str, Any]:
+    from tests.benchmarks.pretraining import bpe_rows
+
+    rows = bpe_rows()
+    for row in rows:
+        print(row)
+    return {"bpe training": [asdict(row) for row in rows]}
+
+
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-    "simulator": _simulator, "memory": _memory, "decoding": _decoding, "parallel": _parallel
+    "simulator": _simulator, "memory": _memory, "decoding": _decoding, "parallel": _parallel,
+    "pretraining": _pretraining,
 }  # fmt: skip
 
 

@@ -51,6 +51,7 @@ SOURCE_FILTERS = (
     too_many_repeated_lines(0.6),
 )
 
+_NAMED = (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 _Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -137,7 +138,7 @@ def standard_library(*, one_in: int = 1) -> PythonLibrary:
     docstrings: list[Document] = []
     code: list[Document] = []
     for file in kept:
-        nodes = list(_documented(trees[file.source], ""))
+        nodes = list(_documented(trees[file.source]))
         docstrings += _docstrings(file, nodes)
         code.append(replace(file, text=_without_docstrings(file.text, nodes)))
     return PythonLibrary(docstrings=docstrings, code=code, report=report)
@@ -171,15 +172,19 @@ def _docstrings(file: Document, nodes: Sequence[tuple[str, _Documented]]) -> Ite
             yield Document(docstring + "\n", "english", f"{file.source}#{name}", family=file.family)
 
 
-def _documented(node: ast.AST, prefix: str) -> Iterator[tuple[str, _Documented]]:
+def _documented(tree: ast.Module) -> Iterator[tuple[str, _Documented]]:
     """All nodes that may have a docstring, with their dotted names; in the order of the file."""
-    if isinstance(node, _Documented):
-        yield prefix, node
-    for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-            yield from _documented(child, f"{prefix}.{child.name}".lstrip("."))
-        elif isinstance(child, ast.stmt):
-            yield from _documented(child, prefix)
+    waiting: list[tuple[str, ast.AST]] = [("", tree)]
+    while waiting:
+        name, node = waiting.pop()
+        if isinstance(node, _Documented):
+            yield name, node
+        inner = [
+            (f"{name}.{child.name}".lstrip(".") if isinstance(child, _NAMED) else name, child)
+            for child in ast.iter_child_nodes(node)
+            if isinstance(child, ast.stmt | ast.ExceptHandler | ast.match_case)  # no definition is in an expression
+        ]
+        waiting += reversed(inner)
 
 
 def _without_docstrings(text: str, nodes: Sequence[tuple[str, _Documented]]) -> str:
