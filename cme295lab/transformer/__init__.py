@@ -4,8 +4,8 @@ Read in this order: ``config`` (the shape of a model, and its exact number of pa
 (published models), ``layers`` and ``decoder`` (the same shape as plain PyTorch). A test holds the two together: the
 parameters of the built model, on the meta device and without a byte of memory, are as many as the formula says, for
 every preset. Then ``moe`` (several MLPs in place of one), ``kv_cache`` (what is kept of the tokens read so far),
-``decoding`` (from logits to text), ``text`` (text to token numbers and back) and ``pretrained`` (models with trained
-weights, read and written).
+``inference_cost`` (what reading and writing a token takes), ``decoding`` (from logits to text), ``text`` (text to token
+numbers and back) and ``pretrained`` (models with trained weights, read and written).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from cme295lab._lazy import lazy_names
 if TYPE_CHECKING:
     from cme295lab.transformer.config import ModelConfig, ParameterCounts, RopeScaling
     from cme295lab.transformer.decoder import Block, DecoderLM
+    from cme295lab.transformer.inference_cost import InferenceCost, decode_cost, kv_bytes, prefill_cost
     from cme295lab.transformer.kv_cache import GrowingCache, StaticCache
     from cme295lab.transformer.moe import (
         Routing,
@@ -34,6 +35,10 @@ _HOME = {
     "Block": "decoder",
     "DecoderLM": "decoder",
     "ModelConfig": "config",
+    "InferenceCost": "inference_cost",
+    "decode_cost": "inference_cost",
+    "kv_bytes": "inference_cost",
+    "prefill_cost": "inference_cost",
     "GrowingCache": "kv_cache",
     "PRESETS": "presets",
     "ParameterCounts": "config",
@@ -51,12 +56,12 @@ _HOME = {
     "pretrained_or_course": "pretrained.load",
     "save_pretrained": "pretrained.hub",
 }
-_MODULES = ("config", "decoder", "decoding", "kv_cache", "layers", "moe", "presets", "pretrained", "text")
+_MODULES = ("config", "decoder", "decoding", "inference_cost", "kv_cache", "layers", "moe", "presets", "pretrained", "text")
 
 __all__ = [
     "ModelConfig", "ParameterCounts", "RopeScaling", "PRESETS", "preset", "DecoderLM", "Block",
     "StaticCache", "GrowingCache", "Routing", "record_routing", "load_balancing_loss", "router_z_loss",
-    "auxiliary_loss",
+    "auxiliary_loss", "InferenceCost", "decode_cost", "prefill_cost", "kv_bytes",
     "TextTokenizer", "Pretrained", "load_pretrained", "pretrained_or_course", "save_pretrained",
 ]  # fmt: skip
 

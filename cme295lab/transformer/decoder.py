@@ -107,7 +107,7 @@ class DecoderLM(nn.Module):
                 position or a token is out of range, or positions or documents are given with a cache.
         """
         index = self._check(tokens, positions, documents, cache, num_logits)
-        x = self.embedding(tokens)
+        x = self._embed(tokens)
         if self.position_embedding is not None:
             x = x + self.position_embedding(index)
         x = self.dropout(x)
@@ -138,6 +138,15 @@ class DecoderLM(nn.Module):
         logits = self(tokens, positions=positions, documents=documents).flatten(0, 1)  # (batch × seq, vocab)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         return F.cross_entropy(logits, targets.flatten())
+
+    def _embed(self, tokens: Tensor) -> Tensor:
+        try:
+            return self.embedding(tokens)  # type: ignore[no-any-return]
+        except IndexError as error:  # a look at every token before would make a GPU wait
+            wrong = tokens[(tokens < 0) | (tokens >= self.config.vocab_size)]
+            raise ValueError(
+                f"tokens must be 0 to vocab_size - 1 = {self.config.vocab_size - 1}, got {wrong[0].item()}"
+            ) from error
 
     def positions(self, num_positions: int, *, like: Tensor) -> Positions:
         """Rotations and mask for so many positions from 0 on, in the dtype and on the device of `like`."""

@@ -12,7 +12,7 @@ Both can be cut (`truncate`, when a draft was rejected) and have their rows exch
 that are shorter than others are padded on the left: `left_padding` says by how many positions, which nobody sees, and
 the positions of such a row count from its first real token.
 
-Formula: bytes = 2 · L · kv_heads · head_dim · positions · batch · bytes per number.
+Formula: bytes = 2 · L · kv_heads · head_dim · positions · batch · bytes per number (`inference_cost.kv_bytes`).
 
 Source: Pope et al. 2022, "Efficiently Scaling Transformer Inference", §2; Ainslie et al. 2023, "GQA".
 """
@@ -26,17 +26,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cme295lab.transformer.config import ModelConfig
-
-
-def kv_cache_numbers_per_token(config: ModelConfig) -> int:
-    """Numbers that a cache holds of one token: a key and a value for each key/value head of each layer.
-
-    Example:
-        >>> from cme295lab.transformer import preset
-        >>> 2 * kv_cache_numbers_per_token(preset("llama-3-8b"))  # bytes, in bf16
-        131072
-    """
-    return 2 * config.num_layers * config.kv_dim
 
 
 class KVCache(ABC):
@@ -169,6 +158,11 @@ class StaticCache(KVCache):
         """Write new positions in place; views of all positions of the layer."""
         self._check(layer, k)
         self.check_room(k.shape[2])
+        if k.requires_grad:
+            raise ValueError(
+                "a StaticCache is overwritten in place, which loses gradients: run the model under torch.no_grad(), or "
+                "use a GrowingCache"
+            )
         end = self._length + k.shape[2]
         keys, values = self._keys[layer], self._values[layer]
         keys[:, :, self._length : end] = k
