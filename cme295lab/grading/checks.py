@@ -24,6 +24,8 @@ _TOPICS = (
     "training_memory",
     "zero_sharding",
     "decoding",
+    "flops_accounting",
+    "scaling_fit",
 )
 
 

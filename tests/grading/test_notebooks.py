@@ -20,6 +20,7 @@ POINTS = {
     "ddp_overlap": {"weighting_check": 3.0, "overlap_check": 6.0, "accumulate_check": 5.0},
     "training_memory": {"states_check": 3.0, "activations_check": 3.0, "checkpoint_check": 5.0, "plan_check": 4.0},
     "zero_sharding": {"shards_check": 3.0, "optimizer_check": 5.0, "linear_check": 6.0},
+    "flops_accounting": {"flops_check": 3.0, "mfu_check": 4.0, "accumulate_check": 4.0, "bill_check": 3.0},
     "decoding": {"top_k_check": 3.0, "top_p_check": 4.0, "beam_check": 5.0, "speculative_check": 5.0},
 }
 NUM_STUBS = {
@@ -30,6 +31,7 @@ NUM_STUBS = {
     "training_memory": 5,
     "zero_sharding": 7,
     "decoding": 4,
+    "flops_accounting": 6,
 }
 every_topic = pytest.mark.parametrize("topic", POINTS)
 
