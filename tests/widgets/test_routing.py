@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from cme295lab.transformer import DecoderLM, ModelConfig, load_balancing_loss, record_routing
+from cme295lab.transformer import DecoderLM, load_balancing_loss, record_routing
 from cme295lab.widgets.routing_explorer import RoutingExplorer
 from cme295lab.widgets.routing_figures import busiest_expert_figure
 from cme295lab.widgets.routing_scenario import (
@@ -15,32 +15,16 @@ from cme295lab.widgets.routing_scenario import (
     RoutingText,
     gate_matrix,
     routing_scenario,
-    routing_text,
 )
-from tests.widgets.fake_language_model import LetterTokenizer
+from tests.widgets.fake_language_model import MIXTURE as CONFIG
+from tests.widgets.fake_language_model import fake_mixture, fake_mixtures
 
-CONFIG = ModelConfig(
-    vocab_size=30, num_layers=2, dim=16, num_heads=2, mlp_dim=24, max_seq=64, num_experts=5, experts_per_token=2
-)
-TEXT = routing_text([("english", "the cat sat on"), ("code", "for i in x.")], LetterTokenizer())
-
-
-def mixture(seed: int, *, favourite: int | None = None) -> DecoderLM:
-    """A random mixture of experts; with a favourite, all routers prefer that expert for about any token."""
-    torch.manual_seed(seed)
-    model = DecoderLM(CONFIG)
-    with torch.no_grad():
-        for layer in model.layers:
-            layer.mlp.router.weight.mul_(30)
-            if favourite is not None:
-                layer.mlp_norm.weight.zero_()[0] = 1.0  # what is left of a token: its first number
-                layer.mlp.router.weight[:, 0] = torch.arange(5.0)
-    return model.eval()
+TEXT = fake_mixtures()[1]
 
 
 @pytest.fixture(scope="module")
 def model() -> DecoderLM:
-    return mixture(0)
+    return fake_mixture(0)
 
 
 def test_a_text_keeps_its_domains_and_letters() -> None:
@@ -109,8 +93,7 @@ def test_the_model_is_left_as_it_was(model: DecoderLM) -> None:
 
 
 def test_view_switches_models_capacity_and_k() -> None:
-    models = {0.1: mixture(1), 0.0: mixture(2, favourite=4)}
-    explorer = RoutingExplorer(models, TEXT)
+    explorer = RoutingExplorer(*fake_mixtures())
     assert explorer.controls["coefficient"].value == 0.0
     assert explorer.scenario.busiest_share > 0.35
     wanted = "The most wanted expert gets"
