@@ -56,7 +56,9 @@ _HOME = {
     "pretrained_or_course": "pretrained.load",
     "save_pretrained": "pretrained.hub",
 }
-_MODULES = ("config", "decoder", "decoding", "inference_cost", "kv_cache", "layers", "moe", "presets", "pretrained", "text")
+_MODULES = (
+    "config", "decoder", "decoding", "inference_cost", "kv_cache", "layers", "moe", "presets", "pretrained", "text",
+)  # fmt: skip
 
 __all__ = [
     "ModelConfig", "ParameterCounts", "RopeScaling", "PRESETS", "preset", "DecoderLM", "Block",

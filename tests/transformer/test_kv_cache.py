@@ -1,4 +1,4 @@
-"""Caches: the same answer as without one, however the tokens arrive; truncated, reordered, padded; and what is refused."""
+"""Caches: the same answer as without one, however tokens arrive; truncated, reordered, padded; what is refused."""
 
 import dataclasses
 

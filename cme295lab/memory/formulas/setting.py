@@ -126,9 +126,9 @@ class TrainingSetting:
             raise ValueError(f"fragmentation is a share, at least 0 and below 1, got {self.fragmentation}")
         if self.config.num_experts:
             raise ValueError(
-                f"config {self.config.name!r} is a mixture of {self.config.num_experts} experts: what its training step "
-                f"keeps depends on where tokens go and is not counted here; use a dense config (num_experts=0), or "
-                f"`inference_memory`"
+                f"config {self.config.name!r} is a mixture of {self.config.num_experts} experts: what its training "
+                f"step keeps depends on where tokens go and is not counted here; use a dense config (num_experts=0), "
+                f"or `inference_memory`"
             )
         if self.config.position == "learned" and self.seq > self.config.max_seq:
             raise ValueError(f"seq={self.seq} is longer than the {self.config.max_seq} learned positions of the model")
