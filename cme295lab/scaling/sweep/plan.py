@@ -2,10 +2,9 @@
 
 1. **Trials**: three sizes at four or five learning rates each, with the smallest budget. The bottoms of their parabolas
    give a rule, peak learning rate = coefficient × N^exponent.
-2. **Sweep**: four budgets, each three times the one before, six sizes at each: 24 runs.
-3. **Check**: the fits of stage 2 are asked for the best model at three times the largest budget. The answer is written
-   down; then that model is trained, and beside it a model of half the size on twice the tokens and one of twice the
-   size on half, which should both be worse.
+2. **Sweep**: four budgets, each about 2.7 times the one before, six or seven sizes at each: 25 runs.
+3. **Check**: the fits of stage 2 are asked for the best model at three times the largest budget. Approaches 2 and 3
+   need not agree. Both answers are written down, with the losses that approach 3 predicts; then both are trained.
 """
 
 from __future__ import annotations
@@ -45,7 +44,6 @@ _TRIALS = {
     "64x3": (2e11, (0.0025, 0.005, 0.01, 0.02)),
     "96x4": (4e11, (0.00125, 0.0025, 0.005, 0.01)),
 }
-_CHECK_FACTORS = (1.0, 0.5, 2.0)  # of the best size
 _BOOTSTRAP = 500
 
 
@@ -99,40 +97,46 @@ def _budget_run(config: ModelConfig, flops: float, rule: LearningRateRule, kind:
 
 
 def check_runs(rule: LearningRateRule, prediction: Record) -> list[PlannedRun]:
-    """Stage 3: the predicted best model and its neighbours, at the larger budget."""
-    return [
-        _budget_run(model_for_size(factor * prediction["num_parameters"]), prediction["flops"], rule, "check")
-        for factor in _CHECK_FACTORS
-    ]
+    """Stage 3: the models that the prediction names, at the larger budget."""
+    sizes = [model["num_parameters"] for model in prediction["models"]]
+    return [_budget_run(model_for_size(size), prediction["flops"], rule, "check") for size in sizes]
 
 
 def predict(sweep: Sweep, flops: float = CHECK_BUDGET) -> dict[str, Any]:
     """What the fits of the sweep say about a larger budget: plain values, to be written down before it is trained.
 
-    The best size is that of approach 3; approach 2's stands beside it. The losses are those of the models that will be
-    trained, at the tokens that the budget leaves them.
-
     Args:
         sweep: with all runs of stage 2.
         flops: the budget.
+
+    Returns:
+        The best size by approach 3 with its interval, the best size by approach 2, and for the model nearest to each
+        the loss that approach 3 predicts.
     """
     fit = fit_parametric(*columns(sweep.runs), num_bootstrap=_BOOTSTRAP, name="the course's sweep")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExtrapolationWarning)  # the point of it
         by_parabolas = fit_isoflop(sweep.runs).optimal(flops)
-    best = fit.law.allocate(flops)
-    models = [model_for_size(factor * best.num_parameters) for factor in _CHECK_FACTORS]
+    by_fit = fit.law.allocate(flops)
     return {
         "flops": flops,
-        "num_parameters": round(best.num_parameters),
-        "num_parameters_interval": [
-            round(value) for value in fit.interval(lambda law: law.allocate(flops).num_parameters)
+        "by_fit": round(by_fit.num_parameters),
+        "by_fit_interval": [round(size) for size in fit.interval(lambda law: law.allocate(flops).num_parameters)],
+        "by_parabolas": round(by_parabolas.num_parameters),
+        "models": [
+            _predicted_model(fit, config, flops)
+            for config in _models_to_check(by_fit.num_parameters, by_parabolas.num_parameters)
         ],
-        "num_parameters_by_parabolas": round(by_parabolas.num_parameters),
-        "num_tokens": round(best.num_tokens),
-        "loss": round(float(fit.loss(best.num_parameters, best.num_tokens)), 4),
-        "models": [_predicted_model(fit, config, flops) for config in models],
     }
+
+
+def _models_to_check(*sizes: float) -> list[ModelConfig]:
+    """The models nearest to some sizes; if that is one model, another of about twice its size beside it."""
+    models = {config.name: config for config in map(model_for_size, sizes)}
+    if len(models) == 1:
+        larger = model_for_size(2 * next(iter(models.values())).num_parameters)
+        models[larger.name] = larger
+    return list(models.values())
 
 
 def _predicted_model(fit: ParametricFit, config: ModelConfig, flops: float) -> dict[str, Any]:
@@ -140,6 +144,7 @@ def _predicted_model(fit: ParametricFit, config: ModelConfig, flops: float) -> d
     low, high = fit.interval(lambda law: float(law.loss(size, tokens)))
     return {
         "model": config.name,
+        "num_parameters": config.num_parameters,
         "loss": round(float(fit.loss(size, tokens)), 4),
         "interval": [round(low, 4), round(high, 4)],
     }
