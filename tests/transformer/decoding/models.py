@@ -1,12 +1,15 @@
 """Models to decode from: small, random, and sure of what they say."""
 
 import torch
+from hypothesis import HealthCheck, settings
 
 from cme295lab.transformer import DecoderLM, ModelConfig
 
 CONFIG = ModelConfig(
     vocab_size=41, num_layers=2, dim=32, num_heads=4, num_kv_heads=2, mlp_dim=48, max_seq=64, name="tiny"
 )
+
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 
 
 def random_model(config=CONFIG, seed=0, scale=8.0):

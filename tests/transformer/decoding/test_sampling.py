@@ -5,7 +5,7 @@ from fractions import Fraction
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cme295lab.transformer.decoding import (
@@ -18,6 +18,7 @@ from cme295lab.transformer.decoding import (
     next_token_probabilities,
     penalize_repetition,
 )
+from tests.transformer.decoding.models import patient
 
 LOGITS = torch.tensor([[2.0, 1.0, 0.0]])
 NEVER = -math.inf
@@ -86,6 +87,7 @@ def test_repetition_penalty_by_hand():
     assert penalize_repetition(logits, previous, 1.0).equal(logits)
 
 
+@patient
 @given(weights, st.integers(1, 10))
 def test_top_k_keeps_exactly_the_k_largest_and_ties_by_number(values, top_k):
     kept = keep_top_k(logits_of(values), top_k)
@@ -93,6 +95,7 @@ def test_top_k_keeps_exactly_the_k_largest_and_ties_by_number(values, top_k):
     assert all(kept[0, token] == logits_of(values)[0, token] for token in kept_tokens(kept))
 
 
+@patient
 @given(weights, st.integers(1, 1000))
 def test_top_p_keeps_the_smallest_set_that_reaches_p(values, per_mille):
     top_p, total = Fraction(per_mille, 1000) - Fraction(1, 10**9), sum(values)  # never exactly on a sum
@@ -105,6 +108,7 @@ def test_top_p_keeps_the_smallest_set_that_reaches_p(values, per_mille):
     assert kept_tokens(keep_top_p(logits_of(values), float(top_p))) == sorted(expected)
 
 
+@patient
 @given(weights, st.integers(0, 12))
 def test_min_p_keeps_all_from_a_fraction_of_the_largest(values, twelfths):
     min_p = max(Fraction(twelfths, 12) - Fraction(1, 10**9), Fraction(0))
@@ -122,7 +126,7 @@ samplings = st.builds(
 )
 
 
-@settings(max_examples=200)
+@patient
 @given(st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=9), samplings)
 def test_probabilities_are_a_distribution_that_keeps_the_most_likely(values, sampling):
     logits = torch.tensor([values])
@@ -134,6 +138,7 @@ def test_probabilities_are_a_distribution_that_keeps_the_most_likely(values, sam
     assert probabilities[0, penalize_repetition(logits, previous, sampling.repetition_penalty)[0].argmax()] > 0
 
 
+@patient
 @given(st.lists(st.floats(-50, 50, width=32), min_size=2, max_size=9), st.floats(1e-3, 1e3))
 def test_temperature_never_turns_a_ranking_round(values, temperature):
     logits = torch.tensor([values])
@@ -143,6 +148,7 @@ def test_temperature_never_turns_a_ranking_round(values, temperature):
     assert (after[before == before.max()] == 0).all()
 
 
+@patient
 @given(st.permutations(range(7)), samplings)
 def test_renumbering_the_tokens_renumbers_the_probabilities(order, sampling):
     # No ratio of two of them is a round number, or a penalty could make them tie, and ties go by token number.
@@ -153,6 +159,7 @@ def test_renumbering_the_tokens_renumbers_the_probabilities(order, sampling):
     torch.testing.assert_close(ours, next_token_probabilities(logits, sampling, previous)[:, order])
 
 
+@patient
 @given(weights, st.floats(-30, 30), samplings)
 def test_a_constant_added_to_all_logits_changes_nothing(values, constant, sampling):
     plain = Sampling(temperature=max(sampling.temperature, 0.1), top_k=sampling.top_k)
@@ -190,6 +197,7 @@ def test_draw_by_hand():
     assert drawn.tolist() == [1, 1, 3, 3, 4, 4]
 
 
+@patient
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=8).filter(any), st.integers(0, 2**53 - 1))
 def test_draw_never_takes_what_has_no_probability(values, number):
     probabilities = torch.tensor([values], dtype=torch.float32) / 7  # they need not sum to 1

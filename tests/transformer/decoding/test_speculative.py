@@ -21,7 +21,7 @@ from cme295lab.transformer.decoding import (
     residual,
     speculate,
 )
-from tests.transformer.decoding.models import CONFIG, all_paths, context_free_model, random_model
+from tests.transformer.decoding.models import CONFIG, all_paths, context_free_model, patient, random_model
 
 TINY = ModelConfig(vocab_size=4, num_layers=2, dim=32, num_heads=4, num_kv_heads=2, mlp_dim=48, max_seq=32, name="four")
 
@@ -39,6 +39,7 @@ def distribution(values):
     return torch.tensor([values], dtype=torch.double) / sum(values)
 
 
+@patient
 @given(st.data(), distributions)
 def test_one_step_has_the_targets_distribution_analytically(data, target):
     draft = data.draw(st.lists(st.integers(0, 9), min_size=len(target), max_size=len(target)).filter(any))
