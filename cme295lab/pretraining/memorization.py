@@ -329,7 +329,7 @@ def memorization_experiment(
 
 
 _PROFILES = {
-    "fast": {"canaries": 2, "stories": 150, "steps": 250, "dim": 64, "layers": 2},
+    "fast": {"canaries": 2, "stories": 100, "steps": 300, "dim": 64, "layers": 2},
     "full": {"canaries": 3, "stories": 600, "steps": 1500, "dim": 96, "layers": 3},
 }
 
@@ -353,7 +353,7 @@ def _experiment(counts: tuple[int, ...], profile: str, seed: int) -> Memorizatio
             )
         )  # fmt: skip
     config = TrainConfig(
-        num_steps=settings["steps"], rows_per_step=16, seq=128, learning_rate=5e-3, warmup_steps=20, weight_decay=0.0
+        num_steps=settings["steps"], rows_per_step=8, seq=128, learning_rate=5e-3, warmup_steps=20, weight_decay=0.0
     )
     run = Trainer(model, data, config, progress=False).run()
     model.eval()
