@@ -26,6 +26,7 @@ _TOPICS = (
     "decoding",
     "flops_accounting",
     "scaling_fit",
+    "moe_routing",
 )
 
 
