@@ -16,6 +16,7 @@ import torch
 
 from cme295lab import pretraining
 from cme295lab.pretraining import corpora, flops
+from cme295lab.pretraining.trainer import measure_peak
 from cme295lab.transformer import DecoderLM, load_pretrained, preset
 from cme295lab.transformer.decoding import Sampling, generate
 from cme295lab.widgets import CostCalculator, MeasuredMixtures, MixtureExplorer
@@ -113,12 +114,12 @@ for name in ("tokens", "targets", "documents", "positions"):
 # %%
 train = {name: pretraining.PackedDataset(docs, **options) for name, docs in encoded.items()}
 test = {name: pretraining.PackedDataset(docs, **options) for name, docs in held_out.items()}
-STEPS, ROWS = (400, 32) if FULL else (20, 8)
+STEPS, ROWS = (300, 16) if FULL else (20, 8)
 settings = pretraining.TrainConfig(
     num_steps=STEPS, rows_per_step=ROWS, micro_rows=8, seq=SEQ, learning_rate=4e-3, warmup_steps=STEPS // 10,
     evaluate_every=STEPS // 10, evaluation_rows=32 if FULL else 4,
 )
-peak = pretraining.measure_peak()
+peak = measure_peak()
 model = DecoderLM(preset("course-1m"))
 mixture = pretraining.MixtureDataset(train, dict.fromkeys(train, 1.0))
 trainer = pretraining.Trainer(model, mixture, settings, validation=test, peak=peak, progress=False)
@@ -177,7 +178,7 @@ for share in SHARES:
     torch.manual_seed(0)
     tiny = pretraining.Trainer(
         DecoderLM(preset("course-draft")), pretraining.MixtureDataset(train, weights), validation=test, progress=False,
-        config=pretraining.TrainConfig(num_steps=150 if FULL else 5, rows_per_step=16, seq=SEQ, learning_rate=8e-3,
+        config=pretraining.TrainConfig(num_steps=120 if FULL else 5, rows_per_step=8, seq=SEQ, learning_rate=8e-3,
                                        warmup_steps=2, evaluation_rows=32 if FULL else 4),
     )
     for name, loss in tiny.run().evaluations[-1]["losses"].items():
@@ -238,7 +239,7 @@ print(pretraining.cost.llama_3_405b())
 # %%
 from cme295lab.pretraining.memorization import memorization_experiment
 
-memory = memorization_experiment((1, 4, 16, 64), profile=profile)
+memory = memorization_experiment((1, 4, 16, 64))
 for canary in memory.canaries[:: len(memory.canaries) // 5]:
     said = "says it" if canary.extracted else "does not"
     print(f"{canary.text:36} planted {canary.repetitions:2} times: {canary.exposure_bits:4.1f} bits; the model {said}")
@@ -277,7 +278,7 @@ before = [tokenizer.encode(doc.text) for doc in corpora.published_until(history,
 after = [tokenizer.encode(doc.text) for doc in corpora.published_after(history, cutoff)]
 torch.manual_seed(0)
 historian = DecoderLM(preset("course-draft"))
-settings = pretraining.TrainConfig(num_steps=300 if FULL else 20, rows_per_step=8, seq=SEQ, learning_rate=6e-3,
+settings = pretraining.TrainConfig(num_steps=250 if FULL else 20, rows_per_step=8, seq=SEQ, learning_rate=6e-3,
                                    warmup_steps=10)  # fmt: skip
 facts = {"known": pretraining.PackedDataset(before, **options), "later": pretraining.PackedDataset(after, **options)}
 log = pretraining.Trainer(historian, facts["known"], settings, validation=facts, progress=False).run()
