@@ -55,7 +55,7 @@ class Run:
         num_parameters: of the model.
         num_tokens: that it was trained on.
         loss: at the end, on data that it was not trained on, in nats per token.
-        flops: what it cost; None means 6 × parameters × tokens.
+        flops: what it cost; left out, 6 × parameters × tokens.
 
     Raises:
         ValueError: if a number is not positive and finite.
@@ -64,12 +64,12 @@ class Run:
     num_parameters: float
     num_tokens: float
     loss: float
-    flops: float = None  # type: ignore[assignment]  # filled in below
+    flops: float = 0.0  # filled in below
 
     def __post_init__(self) -> None:
         for name in ("num_parameters", "num_tokens", "loss"):
             check_positive(name, getattr(self, name))
-        if self.flops is None:
+        if self.flops == 0:
             object.__setattr__(self, "flops", training_flops(self.num_parameters, self.num_tokens))
         check_positive("flops", self.flops)
 

@@ -6,6 +6,7 @@
 - decoding: tokens per second of SmolLM2 against `transformers`, if it was fetched.
 - parallel: strategies of data parallelism on real processes, ours and PyTorch's own (some ten minutes).
 - pretraining: learning a vocabulary, in plain Python and with the `tokenizers` library.
+- scaling: fitting a law, against scipy from each start (a minute); minutes of the stored sweep.
 
 Everything but the paper's table runs on one thread per process. Prints tables and writes build/benchmarks.json.
 """
@@ -183,9 +184,17 @@ def _pretraining(_: argparse.Namespace) -> dict[str, Any]:
     return {"bpe training": [asdict(row) for row in rows]}
 
 
+def _scaling(_: argparse.Namespace) -> dict[str, Any]:
+    from tests.benchmarks.scaling import print_figures, scaling_figures
+
+    figures = scaling_figures()
+    print_figures(figures)
+    return {"scaling": asdict(figures)}
+
+
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "simulator": _simulator, "memory": _memory, "decoding": _decoding, "parallel": _parallel,
-    "pretraining": _pretraining,
+    "pretraining": _pretraining, "scaling": _scaling,
 }  # fmt: skip
 
 

@@ -60,7 +60,7 @@ def answers_property(name: str, questions: Sequence[Question], *, needs: tuple[s
 def numbers_of(got: Any, names: Sequence[str]) -> Numbers | Outcome:
     """The answer as numbers, or why it is none."""
     is_list = isinstance(got, tuple | list) and len(got) == len(names)
-    if not is_list or not all(isinstance(x, Real) and not isinstance(x, bool) and math.isfinite(x) for x in got):
+    if not is_list or not all(isinstance(x, Real) and math.isfinite(x) for x in got):
         cause = f"return {len(names)} numbers, ({', '.join(names)}), not {got!r}"
         return Outcome(name="", kind=Kind.WRONG_SHAPE, cause=cause)
     return tuple(float(x) for x in got)

@@ -5,6 +5,9 @@ of capacity, one that is too large out of data; in between lies the best. Near i
 log N (in N itself it is lopsided: half the size costs as much as twice the size). Each budget gives the size at its
 bottom, and N* ~ C^a is fitted through these.
 
+Far from the bottom the curve is no parabola any more: `window` leaves out what lies further than a factor from the best
+run.
+
 A bottom that lies beyond the smallest or the largest model trained is a guess: `bracketed` says so, and the power law
 leaves it out.
 
@@ -126,15 +129,26 @@ def fit_parabola(runs: tuple[Run, ...]) -> IsoFlopCurve:
     )
 
 
-def fit_isoflop(runs: Iterable[Run]) -> IsoFlopFit:
+def _near_best(runs: tuple[Run, ...], window: float | None) -> tuple[Run, ...]:
+    """The runs whose size is within a factor of the best one's."""
+    if window is None:
+        return runs
+    if not window > 1:
+        raise ValueError(f"window must be a factor above 1, or None for all sizes; got {window!r}")
+    best = min(runs, key=lambda run: run.loss).num_parameters
+    return tuple(run for run in runs if best / window <= run.num_parameters <= best * window)
+
+
+def fit_isoflop(runs: Iterable[Run], *, window: float | None = None) -> IsoFlopFit:
     """Approach 2 on runs: a parabola for each budget, and the power law through the bottoms.
 
     Args:
         runs: of at least two budgets, each with at least three sizes.
+        window: use only sizes within this factor of the budget's best run; None uses all.
 
     Raises:
-        ValueError: if a budget has fewer than three sizes or no bottom, or fewer than two budgets have their bottom
-            between the smallest and the largest of their models.
+        ValueError: if the window is no factor above 1, a budget has fewer than three sizes or no bottom, or fewer than
+            two budgets have their bottom between the smallest and the largest of their models.
 
         >>> from cme295lab.scaling.parametric import EPOCH
         >>> sizes = (5e8, 1e9, 2e9, 4e9, 8e9)
@@ -144,7 +158,7 @@ def fit_isoflop(runs: Iterable[Run]) -> IsoFlopFit:
         >>> round(fit.a, 2), len(fit.curves), f"{fit.curves[1].num_parameters:.1e}"
         (0.51, 3, '2.8e+09')
     """
-    curves = tuple(fit_parabola(group) for group in group_by_budget(runs))
+    curves = tuple(fit_parabola(_near_best(group, window)) for group in group_by_budget(runs))
     inside = [curve for curve in curves if curve.bracketed]
     if len(inside) < 2:
         raise ValueError(

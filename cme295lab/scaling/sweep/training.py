@@ -72,7 +72,7 @@ def rows_of(tokens: np.ndarray) -> PackedDataset:
 
     Documents follow each other in the stream with an end token between them, and are not masked from each other.
     """
-    return PackedDataset([tokens], seq=SEQ, seed=_DATA_SEED, end_token=0)
+    return PackedDataset([tokens.tolist()], seq=SEQ, seed=_DATA_SEED, end_token=0)
 
 
 def train_run(run: PlannedRun, train: PackedDataset, validation: PackedDataset, *, rows: int = 32) -> dict[str, Any]:
