@@ -52,7 +52,7 @@ def test_inference_holds_weights_and_cache():
 
 def test_mixture_of_experts_holds_all_experts_and_its_training_is_refused():
     assert inference_memory("mixtral-8x7b", seq=1).by_class()["weight"] == 2 * 46_702_792_704
-    with pytest.raises(ValueError, match="'mixtral-8x7b' is a mixture of 8 experts.*use a dense config"):
+    with pytest.raises(ValueError, match=r"'mixtral-8x7b' is a mixture of 8 experts.*use a dense config"):
         training_memory("mixtral-8x7b", seq=1024)
 
 
