@@ -24,7 +24,7 @@ from cme295lab.widgets.routing_scenario import RoutingScenario, RoutingText, gat
 
 DOMAIN_COLOURS = (palette.BLUE, palette.ORANGE, palette.GREEN, palette.PURPLE, palette.SKY)
 _CAPACITIES = [(f"{factor:g}", factor) for factor in (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 4.0)] + [("no limit", "none")]
-_GATES = [[0.0, "#E8F1F8"], [1.0, "#004C78"]]
+_GATES: list[tuple[float, str]] = [(0.0, "#E8F1F8"), (1.0, "#004C78")]
 _DENSE = "all: dense"
 
 
@@ -130,11 +130,12 @@ class RoutingExplorer(ipywidgets.VBox):
         x, y = _dropped(scenario)
         with self.plot.batch_update():
             gates, crosses, _, *bars, lost = self.plot.data
-            gates.z = gate_matrix(scenario)
+            # None and not NaN, which JSON cannot say.
+            gates.z = [[None if gate != gate else gate for gate in row] for row in gate_matrix(scenario).tolist()]
             crosses.x, crosses.y = x, y
             for bar, domain in zip(bars[: len(self.text.domain_names)], self.text.domain_names, strict=True):
                 bar.x, bar.y = scenario.load(domain=domain), experts
-            lost.x, lost.y = scenario.load(kept=False), experts
+            lost.x, lost.y = [count or None for count in scenario.load(kept=False)], experts
             limit = len(scenario.tokens) if scenario.capacity is None else scenario.capacity
             self.plot.layout.shapes[0].update(x0=limit, x1=limit, visible=scenario.capacity is not None)
             wanted = [a + b for a, b in zip(scenario.load(), scenario.load(kept=False), strict=True)]
@@ -195,7 +196,7 @@ def draw_routing(tokens: Any, bars: Any, scenario: RoutingScenario, text: Routin
     """The heatmap of gates and the bars of loads with matplotlib, on two axes that share their experts."""
     from matplotlib.colors import LinearSegmentedColormap
 
-    shades = LinearSegmentedColormap.from_list("gates", [(at, colour) for at, colour in _GATES])
+    shades = LinearSegmentedColormap.from_list("gates", _GATES)
     extent = (-0.5, len(scenario.tokens) - 0.5, -0.5, scenario.num_experts - 0.5)
     tokens.imshow(gate_matrix(scenario), cmap=shades, vmin=0, vmax=1, aspect="auto", origin="lower", extent=extent,
                   interpolation="nearest")  # fmt: skip
@@ -208,16 +209,16 @@ def draw_routing(tokens: Any, bars: Any, scenario: RoutingScenario, text: Routin
         load = scenario.load(domain=domain)
         bars.barh(range(scenario.num_experts), load, left=left, color=colour, label=domain)
         left = [a + b for a, b in zip(left, load, strict=True)]
-    lost = scenario.load(kept=False)
+    lost = [count or float("nan") for count in scenario.load(kept=False)]  # no outline of a bar without length
     bars.barh(range(scenario.num_experts), lost, left=left, color="none", edgecolor=palette.VERMILLION,
-              linewidth=1.5, label="dropped" if any(lost) else None)  # fmt: skip
+              linewidth=1.5, label="dropped" if scenario.num_dropped else None)  # fmt: skip
     if scenario.capacity is not None:
         bars.axvline(scenario.capacity, color=palette.VERMILLION, linestyle="--")
     tokens.set_yticks([-0.9, *range(scenario.num_experts)], ["text", *map(str, range(scenario.num_experts))])
     tokens.set_ylabel("expert")
     tokens.set_xlabel("token of the text")
     bars.set_xlabel("tokens of each expert")
-    bars.legend(frameon=False, fontsize=8)
+    bars.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), columnspacing=1)
     for axes in (tokens, bars):
         axes.spines[["top", "right"]].set_visible(False)
 

@@ -27,7 +27,7 @@ def busiest_expert_figure(shares: Mapping[float, Sequence[float]], *, num_expert
     for (coefficient, values), colour in zip(sorted(shares.items()), _COLOURS, strict=False):
         axes.plot(range(1, len(values) + 1), values, color=colour, label=f"coefficient {coefficient:g}")
     axes.axhline(1 / num_experts, color=palette.GREY, linestyle="--", label="fair share")
-    axes.set_ylim(0, 1)
+    axes.set_ylim(0, min(1, 1.3 * max(max(values) for values in shares.values())))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.set_xlabel("training step")
     axes.set_ylabel("tokens of the most\nwanted expert")
