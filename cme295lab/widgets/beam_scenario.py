@@ -7,6 +7,7 @@ it; where it was dropped, its remaining tokens stand in a row of their own below
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -109,7 +110,7 @@ def beam_scenario(
     Raises:
         ValueError: if the search refuses an option.
     """
-    options = {"max_new_tokens": max_new_tokens, "end_token": end_token}
+    options: dict[str, Any] = {"max_new_tokens": max_new_tokens, "end_token": end_token}
     result = beam_search(model, prompt, num_beams=num_beams, length_penalty=length_penalty, **options)
     greedy = generate(model, [list(prompt)], **options)
     sums = torch.tensor(greedy.log_probabilities[0], dtype=torch.float64).cumsum(0).tolist()

@@ -4,6 +4,7 @@ import html
 from typing import Any
 
 import ipywidgets
+import numpy as np
 import plotly.graph_objects as go
 
 from cme295lab import palette
@@ -96,12 +97,13 @@ class BeamTree(ipywidgets.VBox):
         picture = Picture(summary(scenario, self.prompt.value), figsize=(9, height))
         axes = picture.subplots()
         for name, (colour, dash, width) in _KINDS.items():
-            x, y = _lines(scenario, name)
+            x, y = (np.array(line, dtype=float) for line in _lines(scenario, name))
             axes.plot(x, y, color=colour, linestyle="--" if dash == "dash" else "-", linewidth=width, label=name,
                       zorder=1 + list(_KINDS).index(name))  # fmt: skip
         for point in scenario.points:
             box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": _colour(point), "linewidth": 1.4}
-            style = {"color": "black" if point.kept or point.greedy else palette.GREY, "bbox": box, "zorder": 9}
+            colour = "black" if point.kept or point.greedy else palette.GREY
+            style: dict[str, Any] = {"color": colour, "bbox": box, "zorder": 9}
             text = f"{point.text} {point.log_probability:.1f}".replace("$", r"\$")
             axes.text(point.column + 1, point.row + 1, text, ha="center", va="center", fontsize=7.5, **style)
         axes.axhline(scenario.num_beams + 0.5, color=palette.GREY, linewidth=0.8, linestyle=":")

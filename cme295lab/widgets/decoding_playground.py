@@ -110,7 +110,7 @@ class DecodingPlayground(ipywidgets.VBox):
     @property
     def sampling(self) -> Sampling | None:
         """What the sliders say; None (greedy) for temperature 0."""
-        values = {name: None if c.value == _OFF else c.value for name, c in self.controls.items()}
+        values: dict[str, Any] = {name: None if c.value == _OFF else c.value for name, c in self.controls.items()}
         return Sampling(**values) if values["temperature"] else None
 
     @property
