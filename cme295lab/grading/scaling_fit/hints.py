@@ -20,8 +20,9 @@ HINTS: dict[str, tuple[str, ...]] = {
         "Three separate matters: what an error is (of the log of the loss), how it counts (Huber), and when the "
         "search is over (not when scipy thinks so).",
         "np.logaddexp.reduce([a - alpha log N, b - beta log D, e]) is the log of the predicted loss. Let "
-        "scipy.optimize.minimize search over (a, b, e, alpha, beta) from a few dozen starts, and keep the lowest. The objective is about 1e-3 "
-        "at its bottom, and L-BFGS-B stops when a step gains less than 2e-9: that is far too early for a mean.",
+        "scipy.optimize.minimize search over (a, b, e, alpha, beta) from a few dozen starts, and keep the lowest. The "
+        "objective is about 1e-3 at its bottom, and L-BFGS-B stops when a step gains less than 2e-9: that is far too "
+        "early for a mean.",
         "Multiply the objective by 1e6 and pass options={'ftol': 1e-13, 'maxfun': 15000}. Starts: all of a, b in "
         "(5, 10), e in (0, 0.5), alpha, beta in (0.3, 0.6). Return exp(e), exp(a), exp(b), alpha, beta.",
     ),
