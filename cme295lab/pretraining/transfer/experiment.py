@@ -61,7 +61,7 @@ PROFILES = {
     "fast": TransferOptions(num_labels=(8, 32), seeds=(0, 1), num_test=100),
     "full": TransferOptions(seeds=(0, 1, 2), num_test=300),
 }
-"""What a notebook asks for, by its profile: with course-4m about a quarter of a minute, and two minutes for a task."""
+"""What a notebook asks for, by its profile."""
 
 
 def recipe_for(way: Way, num_labels: int) -> Recipe:
