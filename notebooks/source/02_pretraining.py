@@ -258,7 +258,7 @@ from cme295lab.pretraining.memorization import VerbatimIndex
 
 index = VerbatimIndex([tokens for docs in encoded.values() for tokens in docs])
 for prompt in ("Once upon a time", "import os\n", "The"):
-    sample = generate(shipped.model, [shipped.tokenizer.encode(prompt)], max_new_tokens=60 if FULL else 12, seed=3,
+    sample = generate(shipped.model, [shipped.tokenizer.encode(prompt)], max_new_tokens=40 if FULL else 12, seed=3,
                       sampling=Sampling(temperature=0.8)).tokens[0]  # fmt: skip
     span = index.longest_span(sample)
     copied = shipped.tokenizer.decode(sample[span.start : span.start + span.length])
@@ -299,7 +299,7 @@ for feature in ("the pathlib module", "data classes", "the tomllib module", "tem
 #
 # ## 10. What it is good for besides
 #
-# The base model was never taught what spam is. Give it 16, 64 or 256 labelled examples, a head of one matrix, and
+# The base model was never taught what spam is. Give it 16, 64 or 128 labelled examples, a head of one matrix, and
 # compare with a model of the same shape that starts from nothing. **Predict**: from how many labels on is
 # pretraining no longer needed?
 
@@ -307,10 +307,10 @@ for feature in ("the pathlib module", "data classes", "the tomllib module", "tem
 from cme295lab.pretraining import transfer
 
 records = {}
+labels, seeds = ((16, 64, 128), (0, 1, 2)) if FULL else ((8, 16), (0, 1))
+few = transfer.TransferOptions(num_labels=labels, seeds=seeds, num_test=100)
 for task in ("spam", "sentiment"):
-    records[task] = transfer.few_label_experiment(
-        shipped.model, shipped.tokenizer, task=task, options=transfer.PROFILES[profile]
-    )
+    records[task] = transfer.few_label_experiment(shipped.model, shipped.tokenizer, task=task, options=few)
     print(f"{task}\n{transfer.table(records[task])}\n")
 
 # %%
