@@ -65,7 +65,7 @@ PROFILES = {
 
 
 def recipe_for(way: Way, num_labels: int) -> Recipe:
-    """How each way is trained; the rates are those of a small search on other seeds than the ones that are shown."""
+    """How each way is trained; the rates come from a small search on another base model."""
     if way == "frozen base":
         return Recipe(num_steps=200, rows_per_step=num_labels, learning_rate=0.02, weight_decay=1.0)
     steps = round(5 * math.sqrt(num_labels))
