@@ -27,6 +27,7 @@ _TOPICS = (
     "flops_accounting",
     "scaling_fit",
     "moe_routing",
+    "kv_cache",
 )
 
 

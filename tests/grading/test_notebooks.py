@@ -22,6 +22,8 @@ POINTS = {
     "zero_sharding": {"shards_check": 3.0, "optimizer_check": 5.0, "linear_check": 6.0},
     "flops_accounting": {"flops_check": 3.0, "mfu_check": 4.0, "accumulate_check": 4.0, "bill_check": 3.0},
     "decoding": {"top_k_check": 3.0, "top_p_check": 4.0, "beam_check": 5.0, "speculative_check": 5.0},
+    "moe_routing": {"route_check": 3.0, "mixture_check": 6.0, "loss_check": 5.0},
+    "kv_cache": {"bytes_check": 2.0, "attention_check": 6.0, "generate_check": 4.0},
     "scaling_fit": {"frontier_check": 3.0, "allocate_check": 3.0, "fit_check": 5.0, "cheapest_check": 4.0},
 }
 NUM_STUBS = {
@@ -33,6 +35,8 @@ NUM_STUBS = {
     "zero_sharding": 7,
     "decoding": 4,
     "flops_accounting": 6,
+    "moe_routing": 3,
+    "kv_cache": 3,
     "scaling_fit": 4,
 }
 every_topic = pytest.mark.parametrize("topic", POINTS)
