@@ -166,6 +166,14 @@ def _decoding(_: argparse.Namespace) -> dict[str, Any]:
     return {"decoding": [asdict(row) for row in rows]}
 
 
+def _transformer(_: argparse.Namespace) -> dict[str, Any]:
+    from tests.benchmarks.transformer import print_rows, training_rows
+
+    rows = training_rows()
+    print_rows(rows)
+    return {"training step": [asdict(row) for row in rows]}
+
+
 def _parallel(_: argparse.Namespace) -> dict[str, Any]:
     from tests.benchmarks.parallel import parallel_rows, print_table, warm_start_seconds
 
@@ -193,8 +201,8 @@ def _scaling(_: argparse.Namespace) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
-    "simulator": _simulator, "memory": _memory, "decoding": _decoding, "parallel": _parallel,
-    "pretraining": _pretraining, "scaling": _scaling,
+    "simulator": _simulator, "memory": _memory, "transformer": _transformer, "decoding": _decoding,
+    "parallel": _parallel, "pretraining": _pretraining, "scaling": _scaling,
 }  # fmt: skip
 
 
