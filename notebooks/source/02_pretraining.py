@@ -318,8 +318,10 @@ for task, found in records.items():
     display(few_labels_figure(transfer.accuracies(found), chance=0.5, title=task))
 
 # %% [markdown]
-# The bars are standard errors over seeds, each of which draws other examples. That is transfer learning, and why one
-# base model serves many tasks: most of what a task needs was in the text already.
+# The bars are standard errors over three seeds, each of which draws other examples. On spam the pretrained model is ahead
+# from 64 labels on, by some 5 points; with 16 all three guess, or nearly. On sentiment little is won: this base has
+# read a reference manual and children's stories, hardly an opinion. Transfer brings what was in the text, and this
+# model is small; with a large one that has read the web, a few dozen labels are often enough.
 #
 # ## What to remember
 #
