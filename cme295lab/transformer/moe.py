@@ -177,6 +177,8 @@ def record_routing(model: nn.Module) -> Iterator[list[Routing]]:
 def load_balancing_loss(routing: Routing, k: int | None = 1) -> Float[Tensor, ""]:
     """E · Σ f_e P_e: 1 if tokens and probabilities are spread evenly.
 
+    GShard writes (1 / E) Σ (c_e / S) m_e, with c_e first choices among S tokens: the same sum, divided by E².
+
     Args:
         routing: of a layer.
         k: how many choices of each token count as sent; 1 as in Switch, None for all (then f is a share of choices).
