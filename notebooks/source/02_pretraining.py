@@ -296,7 +296,8 @@ for feature in ("the pathlib module", "data classes", "the tomllib module", "tem
 #
 # (The lecture's example: the model released in August 2025 with a cutoff of 30 September 2024 is GPT-5. GPT-4 is of
 # March 2023, with a cutoff of September 2021.)
-#
+
+# %% [markdown]
 # ## 10. What it is good for besides
 #
 # The base model was never taught what spam is. Give it 16, 64 or 128 labelled examples, a head of one matrix, and
@@ -318,11 +319,12 @@ for task, found in records.items():
     display(few_labels_figure(transfer.accuracies(found), chance=0.5, title=task))
 
 # %% [markdown]
-# The bars are standard errors over three seeds, each of which draws other examples. On spam the pretrained model is ahead
-# from 64 labels on, by some 5 points; with 16 all three guess, or nearly. On sentiment little is won: this base has
+# The bars are standard errors over three seeds, each of which draws other examples. On spam the pretrained model is
+# ahead from 64 labels on, by some 5 points; with 16 all three guess, or nearly. On sentiment little is won: this base has
 # read a reference manual and children's stories, hardly an opinion. Transfer brings what was in the text, and this
 # model is small; with a large one that has read the web, a few dozen labels are often enough.
-#
+
+# %% [markdown]
 # ## What to remember
 #
 # - Pretraining is next-token prediction on a mixture; filters, copies and the split decide what a test means.
@@ -332,7 +334,8 @@ for task, found in records.items():
 #   dense peak of the format that is multiplied in.
 # - Energy, money and CO2e are assumptions times a nearly certain count: state the range.
 # - What is repeated is learned by heart. What came after the cutoff is not there, and the model does not notice.
-#
+
+# %% [markdown]
 # ## Your turn
 #
 # `exercises/flops_accounting/flops_accounting.ipynb`: count parameters and operations, attention and MFU; accumulate
