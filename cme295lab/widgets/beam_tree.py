@@ -172,8 +172,8 @@ def _verdict(scenario: BeamScenario) -> str:
     if best.text == greedy.text:
         return "The best answer is the greedy one"
     gain = best.score - greedy.score
-    dropped = " The search dropped the greedy path on the way" if scenario.greedy_was_dropped else ""
-    return f"The best answer's score is {gain:.2f} above that of the greedy one.{dropped}"
+    dropped = ", which the search dropped on the way" if scenario.greedy_was_dropped else ""
+    return f"The best answer's score is {gain:.2f} above that of the greedy one{dropped}"
 
 
 def _kind(point: BeamPoint) -> str:

@@ -102,10 +102,10 @@ class RoutingExplorer(ipywidgets.VBox):
     def figure(self) -> Picture:
         """The current routing as a static picture, for pages where no kernel runs."""
         scenario = self.scenario
-        picture = Picture(self._summary(scenario), figsize=(9.5, 3.6))
+        picture = Picture(self._summary(scenario), figsize=(9.5, 3.9))
         tokens, bars = picture.subplots(1, 2, width_ratios=(2.6, 1), sharey=True)
         draw_routing(tokens, bars, scenario, self.text)
-        tokens.set_title(_headline(scenario), loc="left", fontsize=10)
+        picture.suptitle(_headline(scenario), fontsize=10)
         return picture
 
     def __repr__(self) -> str:
@@ -218,7 +218,7 @@ def draw_routing(tokens: Any, bars: Any, scenario: RoutingScenario, text: Routin
     tokens.set_ylabel("expert")
     tokens.set_xlabel("token of the text")
     bars.set_xlabel("tokens of each expert")
-    bars.legend(frameon=False, fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), columnspacing=1)
+    bars.legend(frameon=False, fontsize=8, ncols=3, loc="upper center", bbox_to_anchor=(0.45, -0.2), columnspacing=1)
     for axes in (tokens, bars):
         axes.spines[["top", "right"]].set_visible(False)
 

@@ -147,7 +147,7 @@ def train(coefficient):
     model, shares = DecoderLM(config), []
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for step in range(STEPS):
-        batch = data.batch(step, rows=4)
+        batch = data.batch(step, rows=8)
         with moe.record_routing(model) as routings:
             loss = model.loss(batch.tokens, batch.targets, positions=batch.positions, documents=batch.documents)
         shares.append(max(float(r.load.max() / r.load.sum()) for r in routings))
@@ -164,7 +164,8 @@ display(busiest_expert_figure(shares, num_experts=config.num_experts))
 # %% [markdown]
 # The curve shows the worst layer. A token makes two different choices, so half of all is the most that one expert can
 # get. Without balancing that is where it soon goes: one expert is among the two of nearly *every* token, and others are
-# hardly ever chosen; they hold memory and learn nothing. A coefficient of 0.01 is enough to spread the load.
+# hardly ever chosen; they hold memory and learn nothing. A coefficient of 0.01 spreads the load, though not evenly in
+# so few steps.
 #
 # See where each token of an unseen text goes. Questions: do experts divide the text by *domain*, or by something else?
 # How many tokens are dropped at a capacity factor of 1, with and without balancing? What happens with k = 8, the dense
