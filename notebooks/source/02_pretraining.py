@@ -320,7 +320,7 @@ for task, found in records.items():
 
 # %% [markdown]
 # The bars are standard errors over three seeds, each of which draws other examples. On spam the pretrained model is
-# ahead from 64 labels on, by some 5 points; with 16 all three guess, or nearly. On sentiment little is won: this base has
+# ahead from 64 labels on, by some 5 points; with 16 all three guess, or nearly. On sentiment little is won: it has
 # read a reference manual and children's stories, hardly an opinion. Transfer brings what was in the text, and this
 # model is small; with a large one that has read the web, a few dozen labels are often enough.
 
