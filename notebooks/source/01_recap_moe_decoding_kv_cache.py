@@ -26,6 +26,8 @@ from cme295lab.transformer import DecoderLM, ModelConfig, StaticCache, decode_co
 from cme295lab.transformer import pretrained_or_course
 from cme295lab.transformer.decoding import Sampling, expected_tokens_per_step, generate, next_token_probabilities
 from cme295lab.transformer.decoding import speculate
+
+# %%
 from cme295lab.widgets import BeamTree, DecodingPlayground, KvCacheExplorer, RoutingExplorer
 from cme295lab.widgets import busiest_expert_figure, routing_text
 
@@ -140,7 +142,7 @@ print({domain: f"{part.num_tokens:,} tokens" for domain, part in packed.items()}
 # %%
 STEPS = {"fast": 12, "full": 120}[profile]
 
-
+# %%
 def train(coefficient):
     """A mixture trained with that much load balancing, and the share of its most wanted expert at each step."""
     torch.manual_seed(0)
@@ -361,9 +363,9 @@ for name, took in median_seconds(ways).items():
     print(f"{name:13} {NEW / took:6.1f} tokens/s")
 
 # %% [markdown]
-# Between two models this small it hardly can pay: a pass is mostly overhead, so the draft's passes cost nearly as much
-# as the target's. Between large ones a pass takes as long as reading the weights, and a draft with a fiftieth of the
-# weights is cheap.
+# With $c$ the cost of a draft's pass in units of the target's, the gain is the tokens per pass divided by $1 + g c$. In
+# models this small a pass is mostly overhead and $c$ is far from the ratio of their sizes, 1 to 11; on a busy machine
+# there may be no gain at all. Between large models a pass takes as long as reading the weights.
 
 # %% [markdown]
 # ## 8. Keys and values, kept
