@@ -6,9 +6,9 @@ file), ``run`` (all of it, or a few runs again).
 
 What N and D mean here: N is every parameter, the embedding once (it is tied to the head, so it computes); D is every
 token that was read, the second reading of a text included: the longest runs read the corpus one and a half times.
-Compute is 6 N D; attention among 128 tokens, which that leaves out, would add 22 % for the smallest model and 4 % for the
-largest (causal count).
+Compute is 6 N D; attention among 128 tokens, which that leaves out, would add 22 % for the smallest model and 4 % for
+the largest (causal count).
 
-What is not covered: one seed per run (another one moves a loss by 0.01); one learning rate per size, whatever the number
-of tokens; and laws that are exact for no model so small. Expect the two methods to disagree.
+What is not covered: one seed per run (another one moves a loss by 0.01); one learning rate per size, whatever the
+number of tokens; and laws that are exact for no model so small. Expect the two methods to disagree.
 """
