@@ -226,6 +226,9 @@ for name, size, tokens, gpus, rate in (("GPT-3", 175e9, 300e9, 1024, 140e12), ("
 # %%
 display(CostCalculator())
 
+# %%
+display(CostCalculator(num_parameters=400e9, num_tokens=15e12, num_gpus=16384).figure())
+
 # %% tags=["nbval-check-output"]
 print(pretraining.cost.llama_3_405b())
 
