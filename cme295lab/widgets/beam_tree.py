@@ -135,7 +135,7 @@ class BeamTree(ipywidgets.VBox):
             labels = self.plot.data[-1]
             points = scenario.points
             labels.x, labels.y = [point.column + 1 for point in points], [point.row + 1 for point in points]
-            labels.text = [f"{html.escape(point.text)}<br>{point.log_probability:.1f}" for point in points]
+            labels.text = [f"{html.escape(point.text)} {point.log_probability:.1f}" for point in points]
             labels.marker.color = [_colour(point) for point in points]
             labels.hovertext = [_hover(point) for point in points]
             self.plot.layout.xaxis.range = [0.4, scenario.num_columns + 0.6]
@@ -217,12 +217,12 @@ def _empty_plot() -> Any:
     for name, (colour, dash, width) in _KINDS.items():
         plot.add_scatter(x=[None], y=[None], mode="lines", name=name, hoverinfo="skip",
                          line={"color": colour, "dash": dash, "width": width})  # fmt: skip
-    plot.add_scatter(x=[None], y=[None], mode="markers+text", textposition="bottom center", textfont_size=11,
+    plot.add_scatter(x=[None], y=[None], mode="markers+text", textposition="bottom center", textfont_size=10.5,
                      marker={"size": 9, "line": {"width": 1, "color": palette.GREY}}, showlegend=False,
                      hovertemplate="%{hovertext}<extra></extra>", hovertext=[""])  # fmt: skip
     plot.add_shape(type="line", x0=0, x1=1, xref="paper", y0=0, y1=0,
                    line={"color": palette.GREY, "dash": "dot", "width": 1})  # fmt: skip
-    widget = live_plot(plot, width=850, height=470, legend={"orientation": "h", "y": 1.09, "x": 0.2})
+    widget = live_plot(plot, width=850, height=500, legend={"orientation": "h", "y": 1.09, "x": 0.2})
     widget.update_xaxes(title_text="new token, with the sum of log-probabilities in nats", dtick=1, showgrid=False)
     widget.update_yaxes(title_text="rank of the candidate", showgrid=False)
     return widget

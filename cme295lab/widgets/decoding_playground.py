@@ -184,6 +184,10 @@ class DecodingPlayground(ipywidgets.VBox):
         self._loading = True
         self.prompt.value = self.pretrained.tokenizer.decode(tokens).replace("\n", _LINE_END)
         self._loading = False
+        chances = self.scenario.chances
+        self._choose_from.options = [(f"{chance.text}  {chance.before:.1%}", chance.token) for chance in chances]
+        self._choose_from.index = None  # the menu shows nothing unless its index changes
+        self._choose_from.index = 0
         self._redraw()
 
     def _typed(self, change: dict[str, Any]) -> None:
@@ -211,7 +215,6 @@ class DecodingPlayground(ipywidgets.VBox):
             self.plot.layout.yaxis.update(tickvals=at, ticktext=[f"{html.escape(c.text)} " for c in chances])
             longest = max(max(chance.before, chance.after) for chance in chances)
             self.plot.layout.xaxis.range = [0, 1.12 * longest]
-        self._choose_from.options = [(f"{chance.text}  {chance.before:.1%}", chance.token) for chance in chances]
         self._text.value = summary_html(scenario, self.pretrained.name)
 
     def _make_buttons(self) -> dict[str, Any]:

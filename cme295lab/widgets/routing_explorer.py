@@ -184,7 +184,7 @@ class RoutingExplorer(ipywidgets.VBox):
         plot.update_xaxes(title_text="tokens (dashed: capacity)", row=1, col=2)
         height = 190 + 26 * num_experts
         widget = live_plot(plot, width=850, height=height, barmode="stack", bargap=0.25,
-                           legend={"orientation": "h", "y": -0.22, "x": 0.1})  # fmt: skip
+                           legend={"orientation": "h", "y": -0.22, "x": 0.1, "traceorder": "normal"})  # fmt: skip
         ticks = [-1, *range(num_experts)]
         widget.update_yaxes(tickvals=ticks, ticktext=["text", *(f"expert {e}" for e in range(num_experts))],
                             showgrid=False, range=[-1.6, num_experts - 0.4])  # fmt: skip

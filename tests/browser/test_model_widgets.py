@@ -114,6 +114,8 @@ def test_decoding_playground_follows_keys_mouse_and_typing(
     twin.append(twin.scenario.chances[1].token)
     expect(page.locator(".decoding-prompt input")).to_have_value(twin.prompt.value)
     check_chances(page, twin)
+    chosen = page.locator(".decoding-next select option:checked")
+    expect(chosen).to_contain_text(twin.scenario.chances[0].text)
     page.locator(".decoding-prompt input").fill("a dog")
     page.keyboard.press("Enter")
     twin.prompt.value = "a dog"
@@ -174,8 +176,8 @@ def test_routing_explorer_follows_keys_and_menus(open_notebook: OpenNotebook, wr
         headline = page.locator(".routing-summary b")
         expect(headline).to_contain_text(share, timeout=10_000)
         expect(headline).to_contain_text(dropped)
-        crosses = page.locator(".routing-explorer .scatterlayer .trace").nth(0).locator(".point")
-        expect(crosses).to_have_count(found.num_dropped)
+        points = page.locator(".routing-explorer .scatterlayer .point")  # crosses, and a square for each token
+        expect(points).to_have_count(found.num_dropped + len(text.tokens))
 
     check(0.0, experts_per_token=2, capacity_factor=1.25)
     notebook.screenshot(SCREENSHOTS / "routing_explorer.png")

@@ -67,7 +67,9 @@ def test_a_token_is_appended_by_click_and_by_menu_and_taken_back(playground: Dec
     playground._clicked(None, type("Points", (), {"point_inds": [4]}), None)
     text = "the cat" + playground.pretrained.tokenizer.decode([clicked])
     assert playground.prompt.value == text.replace("\n", "↵")
+    assert playground._choose_from.value == playground.scenario.chances[0].token
     playground._choose_from.index = 2
+    playground.controls["temperature"].value = 0.5  # the choice outlives a slider
     chosen = playground.scenario.chances[2].token
     playground._buttons["append"].click()
     assert playground.tokens[-2:] == [clicked, chosen]
