@@ -238,7 +238,8 @@ for served in (0, 1e12, 1e13, 1e14):
 # The more a model is asked, the smaller it should be, and the longer it should train. The compute-optimal size is the
 # best answer only to the question "what is the lowest loss for this *training* budget?". Llama 3's largest model, 405 B
 # on 15.6 T tokens, is near its optimum (38 tokens per parameter); the 8 B and 70 B models are made to be served.
-#
+
+# %% [markdown]
 # ## What to remember
 #
 # - Loss falls as a power of size, data and compute, over many orders of magnitude. About 5 % for a doubling.
@@ -248,7 +249,8 @@ for served in (0, 1e12, 1e13, 1e14):
 #   optimiser reached the optimum. Rounded exponents are useless far away.
 # - Compute-optimal is not cost-optimal: whoever serves a model trains a smaller one for longer.
 # - The paper is called Scaling *Laws* for Neural Language Models; Llama 3's largest model has 405 billion parameters.
-#
+
+# %% [markdown]
 # ## Your turn
 #
 # The exercise `exercises/scaling_fit/scaling_fit.ipynb`: fit a parabola, predict, fit the law without stopping early,
