@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from cme295lab.grading.decoding.observing import observe_plainly
 from cme295lab.grading.exercise import Property
 from cme295lab.grading.observe import Observation, refuse_function
+from cme295lab.grading.observe_plainly import observe_plainly
 from cme295lab.grading.result import Kind, Outcome
 
 Answer = tuple[list[int], float]

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from cme295lab.grading.compare import Expected, judge_tensor
-from cme295lab.grading.decoding.observing import observe_plainly
 from cme295lab.grading.decoding.truncation import (
     ZERO_LOGITS,
     Case,
@@ -20,6 +19,7 @@ from cme295lab.grading.decoding.truncation import (
 )
 from cme295lab.grading.exercise import Property
 from cme295lab.grading.observe import Observation, refuse_function
+from cme295lab.grading.observe_plainly import observe_plainly
 from cme295lab.grading.result import Kind, Outcome
 
 MISTAKES = (

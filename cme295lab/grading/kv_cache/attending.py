@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from cme295lab.grading.compare import Expected, Hypothesis, allowed_error, judge_tensor
-from cme295lab.grading.decoding.observing import observe_plainly
 from cme295lab.grading.exercise import Property
 from cme295lab.grading.observe import Observation, refuse_function
+from cme295lab.grading.observe_plainly import observe_plainly
 from cme295lab.grading.result import Kind, Outcome
 
 

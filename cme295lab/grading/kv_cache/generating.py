@@ -15,9 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cme295lab.grading.decoding.observing import observe_plainly
 from cme295lab.grading.exercise import Once, Property
 from cme295lab.grading.observe import Observation, refuse_function
+from cme295lab.grading.observe_plainly import observe_plainly
 from cme295lab.grading.result import Kind, Outcome
 from cme295lab.transformer.config import ModelConfig
 from cme295lab.transformer.decoder import DecoderLM
