@@ -8,29 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from cme295lab.scaling.records import FLOPS_PER_PARAMETER_AND_TOKEN, Allocation, check_positive, warn_beyond
+from cme295lab.scaling.published import Frontier
+from cme295lab.scaling.records import Allocation, warn_beyond
 
 
 @dataclass(frozen=True, kw_only=True)
-class FittedFrontier:
-    """The best size for a budget, N* = coefficient × C^a, fitted to some budgets; the tokens are what is left.
+class FittedFrontier(Frontier):
+    """A frontier that was fitted to some budgets.
 
     Args:
-        coefficient: parameters at 1 FLOP.
-        a: exponent of the size.
+        coefficient, a, name: as of any `Frontier`.
         fitted_flops: smallest and largest budget of the fit.
-        name: of the method.
     """
 
-    coefficient: float
-    a: float
     fitted_flops: tuple[float, float]
-    name: str
-
-    @property
-    def b(self) -> float:
-        """Exponent of the tokens, 1 - a."""
-        return 1 - self.a
 
     def optimal(self, flops: float) -> Allocation:
         """The best size and tokens for a budget, FLOP.
@@ -41,11 +32,9 @@ class FittedFrontier:
         Warns:
             ExtrapolationWarning: if the budget lies beyond those of the fit.
         """
-        check_positive("flops", flops)
+        found = self.allocate(flops)
         warn_beyond(flops, self.fitted_flops, self.name)
-        size = self.coefficient * flops**self.a
-        tokens = flops / (FLOPS_PER_PARAMETER_AND_TOKEN * size)
-        return Allocation(flops=flops, num_parameters=size, num_tokens=tokens, law=self.name)
+        return found
 
 
 def fit_power_law(x: Float[np.ndarray, " points"], y: Float[np.ndarray, " points"]) -> tuple[float, float]:
