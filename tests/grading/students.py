@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 
 from cme295lab import simulator
-from cme295lab.grading.result import Kind
+from cme295lab.grading.result import CheckResult, Kind
 
 SOLUTIONS = Path(__file__).parents[2] / "solutions" / "source"
 Change = tuple[str, str]
@@ -92,3 +92,12 @@ def student(
     """A student; changes are given as old, new, old, new, ..."""
     says = (says,) if isinstance(says, str) else says
     return Student(name, tuple(zip(changes[::2], changes[1::2], strict=True)), kind, says, at_most)
+
+
+def assert_refused(result: CheckResult, made: Student) -> None:
+    """The check has rejected the answer, for what is wrong with it, with no more points than it may get."""
+    assert not result.passed
+    assert result.kind is (Kind.WRONG_VALUE if made.kind is Kind.PASSED else made.kind), result.message
+    assert result.score <= made.at_most, result.message
+    for words in made.says:
+        assert words in result.message, result.message
