@@ -1,0 +1,62 @@
+"""Quantisation: weights in 4 and 8 bits, what that loses, and what it saves.
+
+Whole numbers first: ``integers`` (absmax and zero-point, from 2 to 8 bits, a scale per tensor, channel or block) and
+``errors`` (how far a tensor is from its quantised self).
+
+Four-bit weights, in this order: ``codebooks`` (the 16 levels), ``four_bit`` (a scale per block, the nearest level, two
+codes to a byte; plainly and fast), ``nf4`` and ``fp4`` (the two types by name), ``double_quantization`` (the scales in
+8 bits).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cme295lab._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from cme295lab.quantization.double_quantization import DoubleQuantized, double_quantize
+    from cme295lab.quantization.errors import QuantizationError, quantization_error
+    from cme295lab.quantization.four_bit import BLOCK_SIZES, FourBitTensor, quantize_four_bit, quantize_plainly
+    from cme295lab.quantization.integers import (
+        QuantizedTensor,
+        absmax_quantize,
+        pack_codes,
+        unpack_codes,
+        zero_point_quantize,
+    )
+
+_HOME = {
+    "BLOCK_SIZES": "four_bit",
+    "DoubleQuantized": "double_quantization",
+    "FourBitTensor": "four_bit",
+    "QuantizationError": "errors",
+    "QuantizedTensor": "integers",
+    "absmax_quantize": "integers",
+    "double_quantize": "double_quantization",
+    "pack_codes": "integers",
+    "quantization_error": "errors",
+    "quantize_four_bit": "four_bit",
+    "quantize_plainly": "four_bit",
+    "unpack_codes": "integers",
+    "zero_point_quantize": "integers",
+}
+_MODULES = ("codebooks", "double_quantization", "errors", "four_bit", "fp4", "integers", "nf4")
+
+__all__ = [
+    "QuantizedTensor",
+    "absmax_quantize",
+    "zero_point_quantize",
+    "pack_codes",
+    "unpack_codes",
+    "QuantizationError",
+    "quantization_error",
+    "FourBitTensor",
+    "quantize_four_bit",
+    "quantize_plainly",
+    "BLOCK_SIZES",
+    "DoubleQuantized",
+    "double_quantize",
+]
+
+__getattr__, __dir__ = lazy_names(__name__, _HOME, _MODULES)
