@@ -1,0 +1,325 @@
+"""From values to codes and back: integer arithmetic on the bits of float32 and float64.
+
+`encode` takes the bits of its input apart and builds the code from them. Since codes without sign grow with the value,
+rounding is an integer that is shifted to the right: what falls off says whether to add one, and a carry out of the
+mantissa runs into the exponent and is right there. Subnormals are the same shift, only longer. A value too large for
+the format ends above its largest code, as if exponents had no end, and is replaced then:
+
+    nearest      ties to the even code. Beyond max plus half a step: infinity ("ieee"), NaN ("nan-only")
+    zero         what does not fit is cut off; too large a value becomes max, infinity stays infinity
+    stochastic   up or down with probabilities that make the mean right, among subnormals and at the edge, too: between
+                 max and the next value that a wider exponent would have, it is infinity as often as it is max
+
+With `saturate` all that is too large becomes max, infinity included (OCP's SATFINITE). "finite" formats have nothing
+above max: values clamp to it always (OCP's rule for fp6 and fp4), infinity is refused unless `saturate` allows it, and
+NaN is refused always. A "scale" has no zero and no sign: zero and negative values are refused, positive ones below the
+smallest become the smallest; nearest is nearest in value, and a tie goes up, because there is no mantissa to be even;
+zero is 2^floor(log2 x), the rule of MX blocks.
+
+Rounding happens once, from the exact value of the input: float64 inputs don't pass through float32. Inputs of 16 and 8
+bits are widened first, which is exact.
+
+Where libraries differ: this module follows ml_dtypes for e4m3fn (465 is NaN, 464 is 448) while PyTorch saturates
+(2.13: even infinity becomes 448). ml_dtypes clamps infinity in fp6 and fp4 and turns NaN into zero; here both are
+errors. It gives NaN for an e8m0 of zero or less, and rounds values between 2^-127 and 2^-126 up always. NaN keeps its
+sign and becomes the quiet NaN, as in ml_dtypes; NumPy keeps more of the payload.
+
+Source: IEEE 754-2019, §4.3; Rouhani et al. 2023, "OCP Microscaling Formats (MX) Specification v1.0", §5.3 and §6.3.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float, Float64, Integer
+from torch import Tensor
+
+from cme295lab.precision.formats.description import FORMATS, FloatFormat, get_format
+
+Rounding = Literal["nearest", "zero", "stochastic"]
+
+CHUNK_VALUES = 1 << 16  # encoded at a time: intermediate integers stay in the cache
+RANDOM_BITS = 62  # drawn per value for stochastic rounding
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The wide format whose bits are taken apart."""
+
+    format: FloatFormat
+    float_dtype: torch.dtype
+    int_dtype: torch.dtype
+
+    @property
+    def infinity(self) -> int:
+        """Bits of infinity; NaNs are above, numbers below."""
+        return self.format.max_code + 1
+
+
+_FLOAT32 = _Source(FORMATS["fp32"], torch.float32, torch.int32)
+_FLOAT64 = _Source(FORMATS["fp64"], torch.float64, torch.int64)
+
+
+def code_dtype(format: str | FloatFormat) -> torch.dtype:
+    """Integers that `encode` answers in: int32 for less than 32 bits, else int64 (fp64: with the bits of the sign)."""
+    return torch.int32 if get_format(format).num_bits < 32 else torch.int64
+
+
+def encode(
+    x: Float[Tensor, "*shape"],
+    format: str | FloatFormat,
+    *,
+    rounding: Rounding = "nearest",
+    saturate: bool = False,
+    generator: torch.Generator | None = None,
+) -> Integer[Tensor, "*shape"]:
+    """Codes of the values that the format has next to x.
+
+    Args:
+        x: any floating dtype.
+        format: a name of `FORMATS`, or a format of your own.
+        rounding: "nearest" (ties to even), "zero" or "stochastic".
+        saturate: let what is too large become the largest finite value, infinity included.
+        generator: of the random bits of stochastic rounding; PyTorch's own where left out.
+
+    Returns:
+        Codes from 0 to num_codes - 1, int32 for formats of less than 32 bits, else int64. Codes of fp64 are its bits
+        as int64, negative where the sign is set.
+
+    Raises:
+        TypeError: if x is not of a floating dtype.
+        ValueError: if the rounding is unknown, a generator is given that nothing asks, or x holds what the format has
+            no code for (the module says what).
+
+        >>> encode(torch.tensor([1.0, -6.0, 0.26]), "fp4_e2m1").tolist()
+        [2, 15, 1]
+    """
+    chosen = get_format(format)
+    _check_input(x, rounding, generator)
+    values = x.detach() if x.dtype.itemsize > 1 else x.detach().float()  # PyTorch's 8-bit dtypes can do little
+    _refuse_what_has_no_code(values, chosen, saturate)
+    source = _source_of(values.dtype, chosen, rounding)
+    codes = torch.empty(values.shape, dtype=code_dtype(chosen), device=values.device)
+    inputs, outputs = values.reshape(-1), codes.view(-1)
+    step = CHUNK_VALUES if values.device.type == "cpu" else max(1, inputs.numel())
+    for start in range(0, inputs.numel(), step):
+        bits = inputs[start : start + step].to(source.float_dtype).view(source.int_dtype)
+        outputs[start : start + step] = _encode_bits(bits, chosen, source, rounding, saturate, generator)
+    return codes
+
+
+def decode(codes: Integer[Tensor, "*shape"], format: str | FloatFormat) -> Float64[Tensor, "*shape"]:
+    """Values of codes, exactly.
+
+    Args:
+        codes: 0 to num_codes - 1, of any integer dtype; fp64's are its bits as int64.
+
+    Raises:
+        TypeError: if the codes are not integers.
+        ValueError: if there is no such code.
+
+        >>> decode(torch.tensor([0x7E, 0x7F, 0x81]), "fp8_e4m3fn").tolist()
+        [448.0, nan, -0.001953125]
+    """
+    chosen = get_format(format)
+    if codes.is_floating_point() or codes.is_complex() or codes.dtype is torch.bool:
+        raise TypeError(f"codes must be integers, got {codes.dtype}: encode() makes them")
+    wide = codes.to(torch.int64)
+    if chosen.num_bits < 64 and wide.numel() and (int(wide.min()) < 0 or int(wide.max()) >= chosen.num_codes):
+        raise ValueError(
+            f"codes of {chosen.name} must be 0 to {chosen.num_codes - 1}, got {int(wide.min())} to {int(wide.max())}: "
+            f"bits that were read as a signed integer need `& {chosen.num_codes - 1:#x}`"
+        )
+    magnitude = wide & ((1 << (chosen.exponent_bits + chosen.mantissa_bits)) - 1)
+    values = _decode_magnitude(magnitude, chosen)
+    if chosen.signed:
+        values = torch.where((wide & _as_int64(chosen.sign_bit)) != 0, -values, values)
+    return values
+
+
+def all_values(format: str | FloatFormat) -> Float64[Tensor, " codes"]:
+    """Values of all codes, in the order of codes: entry c is what code c means.
+
+    Raises:
+        ValueError: if the format has more than 16 bits.
+    """
+    chosen = get_format(format)
+    if chosen.num_bits > 16:
+        raise ValueError(f"{chosen.name} has 2^{chosen.num_bits} codes; all_values lists formats of at most 16 bits")
+    return decode(torch.arange(chosen.num_codes), chosen)
+
+
+def neighbours(
+    x: Float[Tensor, "*shape"], format: str | FloatFormat
+) -> tuple[Float64[Tensor, "*shape"], Float64[Tensor, "*shape"]]:
+    """The values of a format around x: the largest that is not above it, and the smallest that is not below.
+
+    Where the format has no such value the answer is -infinity or +infinity, which "ieee" formats really have and others
+    do not. Both answers are x where x is a value of the format, NaN where x is.
+
+    Raises:
+        TypeError: if x is not of a floating dtype.
+    """
+    chosen = get_format(format)
+    _check_input(x, "zero", None)
+    values = x.detach().to(torch.float64)
+    bits = values.abs().view(torch.int64)
+    code = _round_bits(bits, chosen, _FLOAT64, "zero", None).clamp(max=chosen.max_code)
+    below = _decode_magnitude(code, chosen)
+    above = _decode_magnitude((code + 1).clamp(max=chosen.max_code), chosen)
+    size = values.abs()
+    inner = torch.where(below <= size, below, -torch.inf)  # a scale has nothing below its smallest value
+    outer = torch.where(below >= size, below, torch.where(above >= size, above, torch.inf))
+    if chosen.specials == "ieee":
+        inner = torch.where(size.isinf(), size, inner)
+    lowest = 0.0 if chosen.specials != "scale" else chosen.min_positive
+    negative = values < 0
+    if chosen.signed:
+        lower, upper = torch.where(negative, -outer, inner), torch.where(negative, -inner, outer)
+    else:
+        lower, upper = torch.where(negative, -torch.inf, inner), torch.where(negative, lowest, outer)
+    unknown = values.isnan()
+    return lower.masked_fill(unknown, torch.nan), upper.masked_fill(unknown, torch.nan)
+
+
+def _encode_bits(
+    bits: Tensor,
+    format: FloatFormat,
+    source: _Source,
+    rounding: Rounding,
+    saturate: bool,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Codes from the bits of wide floats."""
+    magnitude = bits & (torch.iinfo(source.int_dtype).max)
+    code = _round_bits(magnitude, format, source, rounding, generator)
+    beyond = format.max_code if saturate or format.specials == "finite" else format.max_code + 1
+    if rounding == "zero":
+        code.clamp_(max=format.max_code)
+        code.masked_fill_(magnitude == source.infinity, beyond)
+    else:
+        code.clamp_(max=beyond)
+    if format.nan_code is not None:
+        code.masked_fill_(magnitude > source.infinity, format.nan_code)
+    if format.signed:
+        sign = bits >> (source.format.num_bits - format.num_bits)
+        code |= sign.bitwise_and_(_as_int64(format.sign_bit))
+    return code
+
+
+def _round_bits(
+    magnitude: Tensor,
+    format: FloatFormat,
+    source: _Source,
+    rounding: Rounding,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Codes without sign, as if exponents had no end; meaningless for NaN.
+
+    With the significand s of the input (its leading one included) and t the exponent field that the result will have,
+    at least 1, the code is (t - 1) · 2^mantissa_bits + round(s / 2^shift). The leading one of s counts as the last
+    step of t; where t was raised to 1 there is none, and the result is subnormal.
+    """
+    wide = source.format
+    dropped = wide.mantissa_bits - format.mantissa_bits
+    if format.specials == "scale":
+        fraction = magnitude - ((wide.bias - format.bias) << wide.mantissa_bits)
+        return _shift_scale(fraction, dropped, rounding, generator).clamp_(min=0)
+    if format.bias == wide.bias and rounding != "stochastic":
+        return _shift(magnitude, dropped, rounding)
+    field = (magnitude >> wide.mantissa_bits).clamp_(min=1)
+    significand = magnitude - ((field - 1) << wide.mantissa_bits)
+    target = field.add_(format.bias - wide.bias - 1)  # t - 1, before it is raised
+    deficit = (-target).clamp_(min=0)
+    base = target.clamp_(min=0) << format.mantissa_bits
+    if rounding == "stochastic":
+        return base + _shift_randomly(significand, deficit + dropped, generator)
+    # From mantissa_bits + 2 on, nothing is left: a longer shift is the same, and may be none that integers have.
+    return base.add_(_shift(significand, deficit.add_(dropped).clamp_(max=wide.mantissa_bits + 2), rounding))
+
+
+def _shift(integer: Tensor, shift: Tensor | int, rounding: Rounding) -> Tensor:
+    """integer / 2^shift, to the nearest (ties to even) or toward zero."""
+    if rounding == "zero" or (isinstance(shift, int) and shift == 0):
+        return integer >> shift
+    if isinstance(shift, int):
+        half = 1 << (shift - 1)
+        return (integer >> shift).bitwise_and_(1).add_(integer).add_(half - 1) >> shift
+    last = (integer >> shift).bitwise_and_(1)
+    half_less_one = (torch.ones_like(shift) << shift).bitwise_right_shift_(1).sub_(1).clamp_(min=0)
+    last.masked_fill_(shift == 0, 0)
+    return last.add_(integer).add_(half_less_one) >> shift
+
+
+def _shift_randomly(integer: Tensor, shift: Tensor, generator: torch.Generator | None) -> Tensor:
+    """integer / 2^shift, rounded up with the probability of what is cut off: add random bits below, then cut."""
+    too_long = (shift - RANDOM_BITS).clamp_(min=0, max=63)  # then the probability is right to 2^-62
+    shift = shift.clamp(max=RANDOM_BITS)
+    random = torch.randint(1 << RANDOM_BITS, integer.shape, generator=generator, device=integer.device)
+    return ((integer >> too_long) + (random >> (RANDOM_BITS - shift))) >> shift
+
+
+def _shift_scale(integer: Tensor, shift: int, rounding: Rounding, generator: torch.Generator | None) -> Tensor:
+    """Exponents: rounded down, or up from one and a half on, or at random."""
+    if rounding == "stochastic":
+        return _shift_randomly(integer.clamp(min=0), torch.full_like(integer, shift), generator)
+    return (integer if rounding == "zero" else integer + (1 << (shift - 1))) >> shift
+
+
+def _decode_magnitude(magnitude: Tensor, format: FloatFormat) -> Tensor:
+    """Float64 values of int64 codes without sign."""
+    wide = _FLOAT64.format
+    shift = wide.mantissa_bits - format.mantissa_bits
+    normal = ((magnitude << shift) + ((wide.bias - format.bias) << wide.mantissa_bits)).view(torch.float64)
+    if format.specials == "scale":
+        values = normal
+    else:
+        least = 1 << format.mantissa_bits
+        values = torch.where(magnitude < least, magnitude.to(torch.float64) * format.value_without_sign(1), normal)
+    if format.infinity_code is not None:
+        values = values.masked_fill(magnitude == format.infinity_code, torch.inf)
+        return values.masked_fill(magnitude > format.infinity_code, torch.nan)
+    return values if format.nan_code is None else values.masked_fill(magnitude == format.nan_code, torch.nan)
+
+
+def _source_of(dtype: torch.dtype, format: FloatFormat, rounding: Rounding) -> _Source:
+    """Float32's bits where they hold the input and every step to the code, else float64's."""
+    wide = _FLOAT32.format
+    inside = format.mantissa_bits <= wide.mantissa_bits and format.bias <= wide.bias and format.max <= wide.max
+    narrow = dtype.itemsize <= 4 and inside and format.num_bits < 32
+    return _FLOAT32 if narrow and rounding != "stochastic" and format.specials != "scale" else _FLOAT64
+
+
+def _as_int64(bits: int) -> int:
+    """64 bits as the signed integer that PyTorch takes them for."""
+    return bits - (1 << 64) if bits >= 1 << 63 else bits
+
+
+def _check_input(x: Tensor, rounding: str, generator: torch.Generator | None) -> None:
+    if not x.is_floating_point():
+        raise TypeError(f"x must be of a floating dtype, got {x.dtype}: convert it first, as x.double()")
+    if rounding not in get_args(Rounding):
+        raise ValueError(f"rounding must be one of {get_args(Rounding)}, got {rounding!r}")
+    if generator is not None and rounding != "stochastic":
+        raise ValueError(f'a generator is for rounding="stochastic"; rounding={rounding!r} draws nothing')
+
+
+def _refuse_what_has_no_code(x: Tensor, format: FloatFormat, saturate: bool) -> None:
+    """Raise where x holds NaN, infinity, a sign or zero and the format cannot say so."""
+    if format.specials == "finite" and bool(x.isnan().any()):
+        count = int(x.isnan().sum())
+        raise ValueError(f"x holds NaN ({count} of {x.numel()} values), {format.name} has no code for it")
+    if format.specials == "finite" and not saturate and bool(x.isinf().any()):
+        raise ValueError(
+            f"x holds infinity ({int(x.isinf().sum())} of {x.numel()} values), {format.name} has no code for it: "
+            f"saturate=True makes it {format.max:g}"
+        )
+    if format.specials == "scale" and bool((x <= 0).any()):
+        raise ValueError(
+            f"x holds {float(x[x <= 0].reshape(-1)[0]):g}, but {format.name} is a scale, with neither zero nor sign: "
+            "give positive values"
+        )
+    if not format.signed and bool((x < 0).any()):
+        raise ValueError(f"x holds {float(x[x < 0].reshape(-1)[0]):g}, but {format.name} has no sign")
