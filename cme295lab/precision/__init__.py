@@ -1,6 +1,8 @@
 """Numbers of few bits: what a format holds, and how to train in sixteen bits without losing the run.
 
-Read in this order: ``formats`` (bits, rounding, limits of fp64 down to fp4).
+Read in this order: ``formats`` (bits, rounding, limits of fp64 down to fp4),
+``underflow`` (what a format does to gradients), ``loss_scaling`` (moving them into its range), ``stochastic`` (rounding
+that is right on average).
 """
 
 from __future__ import annotations
@@ -13,6 +15,17 @@ if TYPE_CHECKING:
     from cme295lab.precision.formats.codes import Rounding, all_values, code_dtype, decode, encode, neighbours
     from cme295lab.precision.formats.description import FORMATS, FloatFormat, get_format
     from cme295lab.precision.formats.rounding import Number, describe, describe_code, round_to
+    from cme295lab.precision.loss_scaling import LossNeverFinite, LossScaler, LossScaling
+    from cme295lab.precision.stochastic import stochastic_round_
+    from cme295lab.precision.underflow import (
+        GradientStatistics,
+        Log2Histogram,
+        UnderflowReport,
+        UnderflowRow,
+        gradient_statistics,
+        log2_histogram,
+        underflow_report,
+    )
 
 _HOME = {
     "FORMATS": "formats.description",
@@ -28,8 +41,19 @@ _HOME = {
     "get_format": "formats.description",
     "neighbours": "formats.codes",
     "round_to": "formats.rounding",
+    "LossNeverFinite": "loss_scaling",
+    "LossScaler": "loss_scaling",
+    "LossScaling": "loss_scaling",
+    "stochastic_round_": "stochastic",
+    "GradientStatistics": "underflow",
+    "Log2Histogram": "underflow",
+    "UnderflowReport": "underflow",
+    "UnderflowRow": "underflow",
+    "gradient_statistics": "underflow",
+    "log2_histogram": "underflow",
+    "underflow_report": "underflow",
 }
-_MODULES = ("formats",)
+_MODULES = ("formats", "loss_scaling", "stochastic", "underflow")
 
 __all__ = [
     "FloatFormat",
@@ -45,6 +69,17 @@ __all__ = [
     "describe",
     "describe_code",
     "Number",
+    "LossNeverFinite",
+    "LossScaler",
+    "LossScaling",
+    "stochastic_round_",
+    "GradientStatistics",
+    "Log2Histogram",
+    "UnderflowReport",
+    "UnderflowRow",
+    "gradient_statistics",
+    "log2_histogram",
+    "underflow_report",
 ]
 
 __getattr__, __dir__ = lazy_names(__name__, _HOME, _MODULES)
