@@ -10,7 +10,7 @@ import triton
 
 from cme295lab import hardware, simulator
 from cme295lab.attention.block_sizes import CONFIGS
-from cme295lab.kernels import flash_attention, matmul, softmax, standard_attention
+from cme295lab.kernels import adamw, flash_attention, matmul, softmax, standard_attention
 
 pytestmark = pytest.mark.needs_triton  # its compiler
 
@@ -156,9 +156,50 @@ def test_softmax_and_matmul_kernels_compile_and_fit(device):
     assert compiled.main_loop.flops_per_iteration == 2 * 128 * 128 * 32
 
 
+ADAMW_SCALARS = 9
+
+
+@pytest.mark.parametrize("device", DEVICES.values())
+def test_fused_adamw_compiles_and_moves_wide_words(device):
+    x, low = tensor(4096, dtype=torch.float32), tensor(4096)
+    compiled = simulator.compile_report(
+        adamw.adamw_kernel, x, low, x, x, low, 4096, *[0.5] * ADAMW_SCALARS, device=device, BLOCK=1024
+    )
+    assert compiled.fits
+    assert compiled.spill_bytes == 0
+    assert set(compiled.loads_by_width) == {"LDG 16 B"}
+    assert set(compiled.stores_by_width) == {"STG 16 B"}
+    assert not [w for w in compiled.warnings if "narrow" in w]
+
+
+@pytest.mark.parametrize("compute_capability", DEVICES)
+def test_fused_adamw_rounds_where_the_reference_does(compute_capability):
+    """As it is launched: products and sums are rounded apart; with the compiler's default they would not be."""
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    fp32, low = [0, 2, 3], [1, 4]
+    names = adamw.adamw_kernel.arg_names
+    types = {names[i]: "*fp32" for i in fp32} | {names[i]: "*bf16" for i in low} | {"num_elements": "i32"}
+    types |= {name: "constexpr" if name == "BLOCK" else "fp32" for name in names if name not in types}
+    source = ASTSource(adamw.adamw_kernel, {name: types[name] for name in names}, constexprs={"BLOCK": 1024})
+    ptx = {
+        fused: triton.compile(
+            source, target=GPUTarget("cuda", compute_capability, 32), options={"enable_fp_fusion": fused}
+        ).asm["ptx"]
+        for fused in (False, True)
+    }
+    assert "fma.rn" not in ptx[False]
+    assert "fma.rn" in ptx[True]
+    assert "sqrt.rn.f32" in ptx[False]
+    assert "div.rn.f32" in ptx[False]
+
+
 def test_kernels_import_triton_and_nothing_else(repository):
     files = sorted((repository / "kernels").glob("*.py"))
-    assert [f.stem for f in files] == ["__init__", "flash_attention", "matmul", "softmax", "standard_attention"]
+    assert [f.stem for f in files] == [
+        "__init__", "adamw", "flash_attention", "matmul", "softmax", "standard_attention",
+    ]  # fmt: skip
     for file in files:
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Import):
