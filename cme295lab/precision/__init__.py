@@ -1,8 +1,7 @@
 """Numbers of few bits: what a format holds, and how to train in sixteen bits without losing the run.
 
 Read in this order: ``formats`` (bits, rounding, limits of fp64 down to fp4),
-``underflow`` (what a format does to gradients), ``loss_scaling`` (moving them into its range), ``stochastic`` (rounding
-that is right on average).
+``underflow`` (what a format does to gradients), ``loss_scaling`` (moving them into its range), ``stochastic`` 
 """
 
 from __future__ import annotations
@@ -12,6 +11,13 @@ from typing import TYPE_CHECKING
 from cme295lab._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from cme295lab.precision.adamw import (
+        AdamWOptions,
+        adamw_step_fused,
+        adamw_step_reference,
+        adamw_step_unfused,
+    )
+    from cme295lab.precision.adamw_optimizer import MixedPrecisionAdamW
     from cme295lab.precision.formats.codes import Rounding, all_values, code_dtype, decode, encode, neighbours
     from cme295lab.precision.formats.description import FORMATS, FloatFormat, get_format
     from cme295lab.precision.formats.rounding import Number, describe, describe_code, round_to
@@ -28,6 +34,11 @@ if TYPE_CHECKING:
     )
 
 _HOME = {
+    "AdamWOptions": "adamw",
+    "MixedPrecisionAdamW": "adamw_optimizer",
+    "adamw_step_fused": "adamw",
+    "adamw_step_reference": "adamw",
+    "adamw_step_unfused": "adamw",
     "FORMATS": "formats.description",
     "FloatFormat": "formats.description",
     "Number": "formats.rounding",
@@ -53,7 +64,7 @@ _HOME = {
     "log2_histogram": "underflow",
     "underflow_report": "underflow",
 }
-_MODULES = ("formats", "loss_scaling", "stochastic", "underflow")
+_MODULES = ("adamw", "adamw_optimizer", "formats", "loss_scaling", "stochastic", "underflow")
 
 __all__ = [
     "FloatFormat",
@@ -80,6 +91,11 @@ __all__ = [
     "gradient_statistics",
     "log2_histogram",
     "underflow_report",
+    "MixedPrecisionAdamW",
+    "AdamWOptions",
+    "adamw_step_reference",
+    "adamw_step_unfused",
+    "adamw_step_fused",
 ]
 
 __getattr__, __dir__ = lazy_names(__name__, _HOME, _MODULES)
