@@ -1,7 +1,8 @@
 """Numbers of few bits: what a format holds, and how to train in sixteen bits without losing the run.
 
 Read in this order: ``formats`` (bits, rounding, limits of fp64 down to fp4),
-``underflow`` (what a format does to gradients), ``loss_scaling`` (moving them into its range), ``stochastic`` 
+``underflow`` (what a format does to gradients), ``loss_scaling`` (moving them into its range), ``stochastic`` (rounding
+that is right on average), ``adamw`` and ``adamw_optimizer`` (a step over fp32 masters, in one pass over memory).
 """
 
 from __future__ import annotations
