@@ -29,6 +29,7 @@ Source: IEEE 754-2019, §4.3; Rouhani et al. 2023, "OCP Microscaling Formats (MX
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -40,7 +41,7 @@ from cme295lab.precision.formats.description import FORMATS, FloatFormat, get_fo
 
 Rounding = Literal["nearest", "zero", "stochastic"]
 
-CHUNK_VALUES = 1 << 16  # encoded at a time: intermediate integers stay in the cache
+CHUNK_VALUES = 1 << 17  # encoded at a time: intermediate integers stay in the cache
 RANDOM_BITS = 62  # drawn per value for stochastic rounding
 
 
@@ -192,16 +193,18 @@ def _encode_bits(
     saturate: bool,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Codes from the bits of wide floats."""
-    magnitude = bits & (torch.iinfo(source.int_dtype).max)
+    """Codes from the bits of wide floats. Masks are slow, so they are made only where a value needs one."""
+    magnitude = bits & torch.iinfo(source.int_dtype).max
+    highest = int(magnitude.amax())
     code = _round_bits(magnitude, format, source, rounding, generator)
     beyond = format.max_code if saturate or format.specials == "finite" else format.max_code + 1
     if rounding == "zero":
         code.clamp_(max=format.max_code)
-        code.masked_fill_(magnitude == source.infinity, beyond)
+        if highest >= source.infinity:
+            code.masked_fill_(magnitude == source.infinity, beyond)
     else:
         code.clamp_(max=beyond)
-    if format.nan_code is not None:
+    if highest > source.infinity and format.nan_code is not None:
         code.masked_fill_(magnitude > source.infinity, format.nan_code)
     if format.signed:
         sign = bits >> (source.format.num_bits - format.num_bits)
@@ -216,41 +219,61 @@ def _round_bits(
     rounding: Rounding,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Codes without sign, as if exponents had no end; meaningless for NaN.
+    """Codes without sign, as if exponents had no end; meaningless for NaN."""
+    wide = source.format
+    dropped = wide.mantissa_bits - format.mantissa_bits
+    rebias = wide.bias - format.bias
+    if format.specials == "scale":
+        return _shift_scale(magnitude - (rebias << wide.mantissa_bits), dropped, rounding, generator).clamp_(min=0)
+    if rounding == "stochastic" or (rebias and format.min_positive < 4 * wide.min_normal):
+        return _round_significands(magnitude, format, source, rounding, generator)
+    if rebias == 0:
+        return _shift(magnitude, dropped, rounding)
+    # Two scales meet at min_normal: evenly spaced values below, floating ones above. Each is given only its own part,
+    # the border where a value lies in the other's, and the border is counted twice.
+    border = (rebias + 1) << wide.mantissa_bits
+    subnormal = magnitude.clamp(max=border).view(source.float_dtype) * (1 / format.min_positive)
+    even = subnormal.round_() if rounding == "nearest" else subnormal.trunc_()
+    floating = _shift(magnitude.clamp(min=border), dropped, rounding)
+    return floating.add_(even.to(source.int_dtype)).sub_((rebias + 1) << format.mantissa_bits)
+
+
+def _round_significands(
+    magnitude: Tensor,
+    format: FloatFormat,
+    source: _Source,
+    rounding: Rounding,
+    generator: torch.Generator | None,
+) -> Tensor:
+    """Codes without sign, each value shifted by its own number of bits: slower, for any rounding and any format.
 
     With the significand s of the input (its leading one included) and t the exponent field that the result will have,
     at least 1, the code is (t - 1) · 2^mantissa_bits + round(s / 2^shift). The leading one of s counts as the last
     step of t; where t was raised to 1 there is none, and the result is subnormal.
     """
     wide = source.format
-    dropped = wide.mantissa_bits - format.mantissa_bits
-    if format.specials == "scale":
-        fraction = magnitude - ((wide.bias - format.bias) << wide.mantissa_bits)
-        return _shift_scale(fraction, dropped, rounding, generator).clamp_(min=0)
-    if format.bias == wide.bias and rounding != "stochastic":
-        return _shift(magnitude, dropped, rounding)
     field = (magnitude >> wide.mantissa_bits).clamp_(min=1)
     significand = magnitude - ((field - 1) << wide.mantissa_bits)
     target = field.add_(format.bias - wide.bias - 1)  # t - 1, before it is raised
-    deficit = (-target).clamp_(min=0)
+    shift = (-target).clamp_(min=0).add_(wide.mantissa_bits - format.mantissa_bits)
     base = target.clamp_(min=0) << format.mantissa_bits
     if rounding == "stochastic":
-        return base + _shift_randomly(significand, deficit + dropped, generator)
+        return base.add_(_shift_randomly(significand, shift, generator))
     # From mantissa_bits + 2 on, nothing is left: a longer shift is the same, and may be none that integers have.
-    return base.add_(_shift(significand, deficit.add_(dropped).clamp_(max=wide.mantissa_bits + 2), rounding))
+    return base.add_(_shift(significand, shift.clamp_(max=wide.mantissa_bits + 2), rounding))
 
 
 def _shift(integer: Tensor, shift: Tensor | int, rounding: Rounding) -> Tensor:
     """integer / 2^shift, to the nearest (ties to even) or toward zero."""
     if rounding == "zero" or (isinstance(shift, int) and shift == 0):
         return integer >> shift
-    if isinstance(shift, int):
-        half = 1 << (shift - 1)
-        return (integer >> shift).bitwise_and_(1).add_(integer).add_(half - 1) >> shift
     last = (integer >> shift).bitwise_and_(1)
-    half_less_one = (torch.ones_like(shift) << shift).bitwise_right_shift_(1).sub_(1).clamp_(min=0)
-    last.masked_fill_(shift == 0, 0)
-    return last.add_(integer).add_(half_less_one) >> shift
+    if isinstance(shift, int):
+        return last.add_(integer).add_((1 << (shift - 1)) - 1).bitwise_right_shift_(shift)
+    half_less_one = (torch.ones_like(shift) << shift).bitwise_right_shift_(1).sub_(1)
+    exact = shift == 0
+    carry = last.add_(half_less_one).masked_fill_(exact, 0)
+    return carry.add_(integer).bitwise_right_shift_(shift)
 
 
 def _shift_randomly(integer: Tensor, shift: Tensor, generator: torch.Generator | None) -> Tensor:
@@ -308,10 +331,14 @@ def _check_input(x: Tensor, rounding: str, generator: torch.Generator | None) ->
 
 def _refuse_what_has_no_code(x: Tensor, format: FloatFormat, saturate: bool) -> None:
     """Raise where x holds NaN, infinity, a sign or zero and the format cannot say so."""
-    if format.specials == "finite" and bool(x.isnan().any()):
+    if x.numel() == 0 or (format.signed and format.specials != "finite"):
+        return
+    lowest, highest = (float(edge) for edge in torch.aminmax(x))  # NaN if there is one
+    finite = format.specials == "finite"
+    if finite and math.isnan(lowest):
         count = int(x.isnan().sum())
         raise ValueError(f"x holds NaN ({count} of {x.numel()} values), {format.name} has no code for it")
-    if format.specials == "finite" and not saturate and bool(x.isinf().any()):
+    if finite and not saturate and (math.isinf(lowest) or math.isinf(highest)):
         raise ValueError(
             f"x holds infinity ({int(x.isinf().sum())} of {x.numel()} values), {format.name} has no code for it: "
             f"saturate=True makes it {format.max:g}"
