@@ -3,9 +3,9 @@
 Whole numbers first: ``integers`` (absmax and zero-point, from 2 to 8 bits, a scale per tensor, channel or block) and
 ``errors`` (how far a tensor is from its quantised self).
 
-Four-bit weights, in this order: ``codebooks`` (the 16 levels), ``four_bit`` (a scale per block, the nearest level, two
-codes to a byte; plainly and fast), ``nf4`` and ``fp4`` (the two types by name), ``double_quantization`` (the scales in
-8 bits).
+Four-bit weights, in this order: ``codebooks`` (the 16 levels), ``four_bit`` (a tensor in 4 bits), ``four_bit_steps`` (a
+scale per block, the nearest level, two codes to a byte), ``four_bit_fast`` (the same quickly), ``nf4`` and ``fp4`` (the
+two types by name), ``double_quantization`` (the scales in 8 bits).
 """
 
 from __future__ import annotations
@@ -41,7 +41,17 @@ _HOME = {
     "unpack_codes": "integers",
     "zero_point_quantize": "integers",
 }
-_MODULES = ("codebooks", "double_quantization", "errors", "four_bit", "fp4", "integers", "nf4")
+_MODULES = (
+    "codebooks",
+    "double_quantization",
+    "errors",
+    "four_bit",
+    "four_bit_fast",
+    "four_bit_steps",
+    "fp4",
+    "integers",
+    "nf4",
+)
 
 __all__ = [
     "QuantizedTensor",
