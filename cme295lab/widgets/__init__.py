@@ -16,6 +16,8 @@ A view holds no algorithm. Read in pairs, the pure part first:
     decoding_scenario   decoding_playground  a next-token distribution, reshaped
     beam_scenario       beam_tree            a beam search, candidate by candidate
     kv_cache_scenario   kv_cache_explorer    what a model keeps and reads while it generates
+    bit_scenario        bit_explorer         a number bit by bit, in every format
+    number_line_scenario  number_line        which values a small format has, and where a number goes
 
 `timeline_explorer` and `cost_calculator` draw records of other rooms as they are. Static pictures: `figures` (hardware,
 traffic, roofline, block sizes; `working_set` says what blocks need on chip), `memory_figures` (measured timelines),
@@ -27,6 +29,8 @@ the browser.
 
 from cme295lab.widgets.beam_scenario import BeamScenario, beam_scenario
 from cme295lab.widgets.beam_tree import BeamTree
+from cme295lab.widgets.bit_explorer import BitExplorer
+from cme295lab.widgets.bit_scenario import BitScenario, bits_of_code, bits_of_number
 from cme295lab.widgets.budget import Budget
 from cme295lab.widgets.budget_explorer import BudgetExplorer
 from cme295lab.widgets.budget_figure import comparison_bars
@@ -45,6 +49,8 @@ from cme295lab.widgets.kv_cache_scenario import KvCacheScenario, kv_cache_scenar
 from cme295lab.widgets.memory_figures import peak_treemap, timeline_figure
 from cme295lab.widgets.mixture_explorer import MixtureExplorer
 from cme295lab.widgets.mixture_scenario import MeasuredMixtures, MixtureScenario, mixture_scenario
+from cme295lab.widgets.number_line import NumberLine, number_line_figure, spacing_figure
+from cme295lab.widgets.number_line_scenario import NumberLineScenario, number_line_scenario
 from cme295lab.widgets.picture import Picture
 from cme295lab.widgets.ring_records import RingMoment, ring_records
 from cme295lab.widgets.ring_walk import RingWalk
@@ -66,6 +72,8 @@ from cme295lab.widgets.working_set import WorkingSet, working_set
 __all__ = [
     "BeamScenario",
     "BeamTree",
+    "BitExplorer",
+    "BitScenario",
     "Budget",
     "BudgetExplorer",
     "CacheExplorer",
@@ -82,6 +90,8 @@ __all__ = [
     "MeasuredMixtures",
     "MixtureExplorer",
     "MixtureScenario",
+    "NumberLine",
+    "NumberLineScenario",
     "Picture",
     "ProgramWalk",
     "RingMoment",
@@ -102,6 +112,8 @@ __all__ = [
     "WatchedNames",
     "WorkingSet",
     "beam_scenario",
+    "bits_of_code",
+    "bits_of_number",
     "block_size_map",
     "busiest_expert_figure",
     "cache_scenario",
@@ -115,12 +127,15 @@ __all__ = [
     "memorisation_figure",
     "memory_hierarchy",
     "mixture_scenario",
+    "number_line_figure",
+    "number_line_scenario",
     "peak_treemap",
     "ring_records",
     "roofline",
     "routing_scenario",
     "routing_text",
     "shard_scenario",
+    "spacing_figure",
     "timeline_figure",
     "trade_off",
     "traffic_bars",
