@@ -24,6 +24,7 @@ POINTS = {
     "decoding": {"top_k_check": 3.0, "top_p_check": 4.0, "beam_check": 5.0, "speculative_check": 5.0},
     "moe_routing": {"route_check": 3.0, "mixture_check": 6.0, "loss_check": 5.0},
     "kv_cache": {"bytes_check": 2.0, "attention_check": 6.0, "generate_check": 4.0},
+    "float_formats": {"decode_check": 3.0, "encode_check": 6.0, "stochastic_check": 4.0, "sum_check": 3.0},
     "scaling_fit": {"frontier_check": 3.0, "allocate_check": 3.0, "fit_check": 5.0, "cheapest_check": 4.0},
 }
 NUM_STUBS = {
@@ -37,6 +38,7 @@ NUM_STUBS = {
     "flops_accounting": 6,
     "moe_routing": 3,
     "kv_cache": 3,
+    "float_formats": 4,
     "scaling_fit": 4,
 }
 every_topic = pytest.mark.parametrize("topic", POINTS)
