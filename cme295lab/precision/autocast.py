@@ -33,13 +33,32 @@ from cme295lab.precision.accumulation import matmul_in_16_bits, sum_in_16_bits
 from cme295lab.precision.policies import PrecisionPolicy, get_policy
 
 LOW_OPERATORS = frozenset(
-    ["linear", "bilinear", "matmul", "__matmul__", "__rmatmul__", "mm", "mv", "bmm", "addmm", "addmv", "addbmm", "baddbmm", "einsum", "tensordot", "chain_matmul", "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d", "scaled_dot_product_attention"]
-)
+    {
+        # matrix products
+        "linear", "bilinear", "matmul", "__matmul__", "__rmatmul__", "mm", "mv", "bmm", "addmm", "addmv", "addbmm",
+        "baddbmm", "einsum", "tensordot", "chain_matmul",
+        # convolutions
+        "conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d",
+        # attention as one operator
+        "scaled_dot_product_attention",
+    }
+)  # fmt: skip
 """Names of what runs in 16 bits."""
 
 HIGH_OPERATORS = frozenset(
-    ["softmax", "log_softmax", "softmin", "logsumexp", "layer_norm", "rms_norm", "group_norm", "normalize", "cross_entropy", "nll_loss", "kl_div", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss", "binary_cross_entropy", "binary_cross_entropy_with_logits", "cosine_similarity", "cdist", "norm", "vector_norm", "sum", "mean", "prod", "cumsum", "cumprod", "var", "std", "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "pow", "__pow__", "__rpow__", "reciprocal", "rsqrt", "softplus", "sinh", "cosh", "tan"]
-)
+    {
+        # probabilities and norms
+        "softmax", "log_softmax", "softmin", "logsumexp", "layer_norm", "rms_norm", "group_norm", "normalize",
+        # losses
+        "cross_entropy", "nll_loss", "kl_div", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss",
+        "binary_cross_entropy", "binary_cross_entropy_with_logits", "cosine_similarity", "cdist",
+        # sums of many numbers
+        "norm", "vector_norm", "sum", "mean", "prod", "cumsum", "cumprod", "var", "std",
+        # functions that leave the range
+        "exp", "exp2", "expm1", "log", "log2", "log10", "log1p", "pow", "__pow__", "__rpow__", "reciprocal", "rsqrt",
+        "softplus", "sinh", "cosh", "tan",
+    }
+)  # fmt: skip
 """Names of what runs in fp32, unless the policy has `fp32_reductions=False`."""
 
 _CAST = (torch.float32, torch.float16, torch.bfloat16)  # fp64 was asked for by somebody, and integers are no numbers
@@ -96,8 +115,11 @@ class _Autocast(TorchFunctionMode):
             return self._accumulate(name, *args, **kwargs)
         if self.policy.compute == "bf16" or not _all_on_cpu((args, kwargs)):
             return func(*_map(args, lambda x: x.to(dtype)), **_map(kwargs, lambda x: x.to(dtype)))
-        emulate: Callable[[Tensor], Tensor] = lambda x: x.to(dtype).float()  # noqa: E731
-        return func(*_map(args, emulate), **_map(kwargs, emulate)).to(dtype)
+
+        def rounded(x: Tensor) -> Tensor:
+            return x.to(dtype).float()
+
+        return func(*_map(args, rounded), **_map(kwargs, rounded)).to(dtype)
 
     def _high(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         policy = self.policy
