@@ -1,7 +1,8 @@
 """Quantisation: weights in 4 and 8 bits, what that loses, and what it saves.
 
 Whole numbers first: ``integers`` (absmax and zero-point, from 2 to 8 bits, a scale per tensor, channel or block) and
-``errors`` (how far a tensor is from its quantised self).
+``errors`` (how far a tensor is from its quantised self), ``outliers`` (LLM.int8: the few features that stay in 16 bits),
+``observers`` (what a model's layers hold), ``quality`` (perplexity against bits).
 
 Four-bit weights, in this order: ``codebooks`` (the 16 levels), ``four_bit`` (a tensor in 4 bits), ``four_bit_steps`` (a
 scale per block, the nearest level, two codes to a byte), ``four_bit_fast`` (the same quickly), ``nf4`` and ``fp4`` (the
@@ -25,15 +26,20 @@ if TYPE_CHECKING:
         unpack_codes,
         zero_point_quantize,
     )
+    from cme295lab.quantization.outliers import OUTLIER_THRESHOLD, int8_product, mixed_int8_linear, outlier_columns
 
 _HOME = {
     "BLOCK_SIZES": "four_bit",
     "DoubleQuantized": "double_quantization",
     "FourBitTensor": "four_bit",
+    "OUTLIER_THRESHOLD": "outliers",
     "QuantizationError": "errors",
     "QuantizedTensor": "integers",
     "absmax_quantize": "integers",
     "double_quantize": "double_quantization",
+    "int8_product": "outliers",
+    "mixed_int8_linear": "outliers",
+    "outlier_columns": "outliers",
     "pack_codes": "integers",
     "quantization_error": "errors",
     "quantize_four_bit": "four_bit",
@@ -51,6 +57,7 @@ _MODULES = (
     "fp4",
     "integers",
     "nf4",
+    "outliers",
 )
 
 __all__ = [
@@ -61,6 +68,10 @@ __all__ = [
     "unpack_codes",
     "QuantizationError",
     "quantization_error",
+    "OUTLIER_THRESHOLD",
+    "int8_product",
+    "mixed_int8_linear",
+    "outlier_columns",
     "FourBitTensor",
     "quantize_four_bit",
     "quantize_plainly",

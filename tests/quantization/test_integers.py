@@ -159,6 +159,11 @@ def test_zero_blocks_have_scale_one_and_decode_to_zero_beside_others(kind):
     assert restored[3:6].tolist() == pytest.approx([1.0, 2.0, -3.0], abs=0.02)
 
 
+def test_absmax_clamps_where_float32_rounds_a_tiny_scale_down():
+    step = 2.0**-149  # of float32 next to zero: 190 steps / 127 is kept as one step, and 190 is no code
+    assert absmax_quantize(torch.tensor([190 * step, -190 * step, step])).codes.tolist() == [127, -127, 1]
+
+
 def test_zero_point_of_values_far_from_zero_stays_an_int32_and_their_order_is_kept():
     next_after_one = 1 + 2**-23
     x = torch.tensor([1.0, next_after_one])  # one step of float32: z of the plain formula would be -2^31
