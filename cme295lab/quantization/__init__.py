@@ -1,7 +1,7 @@
 """Quantisation: weights in 4 and 8 bits, what that loses, and what it saves.
 
 Whole numbers first: ``integers`` (absmax and zero-point, from 2 to 8 bits, a scale per tensor, channel or block) and
-``errors`` (how far a tensor is from its quantised self), ``outliers`` (LLM.int8: the few features that stay in 16 bits),
+``errors`` (how far a tensor is from its quantised self), ``outliers`` (LLM.int8: few features keep 16 bits),
 ``observers`` (what a model's layers hold), ``quality`` (perplexity against bits).
 
 Four-bit weights, in this order: ``codebooks`` (the 16 levels), ``four_bit`` (a tensor in 4 bits), ``four_bit_steps`` (a
