@@ -26,7 +26,7 @@ from statistics import NormalDist
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 QuantType = Literal["nf4", "fp4"]
@@ -123,7 +123,7 @@ def midpoints(code: Float[Tensor, " levels"]) -> tuple[Float[Tensor, " gaps"], I
 
 
 @cache
-def dynamic_code_of_position() -> Int[Tensor, " positions"]:
+def dynamic_code_of_position() -> UInt8[Tensor, " positions"]:
     """Code of the level nearest to each of 65,536 evenly spaced positions from -1 to 1: one look-up per value.
 
     The second level of double quantisation is looked up at such positions, not compared with midpoints: a scale close

@@ -174,12 +174,11 @@ def quantize_four_bit(
     """
     _check_input(w, quant_type, block_size)
     values = w.detach().contiguous().view(-1)
-    packed, absmax = quantize_values(values, quant_type, block_size)
-    if not bool(absmax.isfinite().all()):
+    quantized = quantize_values(values, quant_type, block_size)
+    if quantized is None:
         _refuse_non_finite(w, allow_non_finite, double_quant)
-        # The quick look-up has no row for NaN.
-        packed, absmax = quantize_values_plainly(values, quant_type, block_size)
-    return _tensor(w, packed, absmax, quant_type, block_size, double_quant)
+        quantized = quantize_values_plainly(values, quant_type, block_size)  # the quick way has no place for NaN
+    return _tensor(w, *quantized, quant_type, block_size, double_quant)
 
 
 def quantize_plainly(
@@ -197,8 +196,8 @@ def quantize_plainly(
     _check_input(w, quant_type, block_size)
     values = w.detach().contiguous().view(-1)
     _refuse_non_finite(w, allow_non_finite, double_quant)
-    packed, absmax = quantize_values_plainly(values, quant_type, block_size)
-    return _tensor(w, packed, absmax, quant_type, block_size, double_quant)
+    quantized = quantize_values_plainly(values, quant_type, block_size)
+    return _tensor(w, *quantized, quant_type, block_size, double_quant)
 
 
 def dequantize_plainly(tensor: FourBitTensor, dtype: torch.dtype | None = None) -> Float[Tensor, "*shape"]:

@@ -34,8 +34,8 @@ _CELLS_PER_UNIT = 2048.0
 
 def quantize_values(
     values: Float[Tensor, " values"], quant_type: QuantType, block_size: int
-) -> tuple[UInt8[Tensor, " bytes"], Float[Tensor, " blocks"]]:
-    """Packed codes and scales of a flat, contiguous tensor of finite values."""
+) -> tuple[UInt8[Tensor, " bytes"], Float[Tensor, " blocks"]] | None:
+    """Packed codes and scales of a flat, contiguous tensor; None if a value is NaN or infinite."""
     num_values = values.numel()
     packed = torch.empty((num_values + 1) // 2, dtype=torch.uint8, device=values.device)
     absmax = torch.empty(-(-num_values // block_size), dtype=torch.float32, device=values.device)
@@ -45,9 +45,12 @@ def quantize_values(
     for start in range(0, num_whole, chunk):
         end = min(start + chunk, num_whole)
         scales = absmax[start // block_size : end // block_size]
-        buffers.quantize_chunk(values[start:end], packed[start // 2 : end // 2], scales, block_size)
+        if not buffers.quantize_chunk(values[start:end], packed[start // 2 : end // 2], scales, block_size):
+            return None
     if num_whole < num_values:
         packed[num_whole // 2 :], absmax[-1:] = quantize_values_plainly(values[num_whole:], quant_type, block_size)
+        if not bool(absmax[-1].isfinite()):
+            return None
     return packed, absmax
 
 
@@ -89,13 +92,15 @@ class _QuantizeBuffers:
         self._cells = torch.empty(size, dtype=torch.int32, device=device)
         self._codes = torch.empty(size, dtype=torch.uint8, device=device)
 
-    def quantize_chunk(self, values: Tensor, packed: Tensor, absmax: Tensor, block_size: int) -> None:
-        """Fill `packed` and `absmax` from values, a whole number of blocks."""
+    def quantize_chunk(self, values: Tensor, packed: Tensor, absmax: Tensor, block_size: int) -> bool:
+        """Fill `packed` and `absmax` from a whole number of blocks; False if a value is NaN or infinite."""
         num_values = values.numel()
         scaled, work = self._scaled[:num_values], self._work[:num_values]
         cells, codes = self._cells[:num_values], self._codes[:num_values]
         scaled.copy_(values)
         torch.amax(torch.abs(scaled, out=work).view(-1, block_size), dim=1, out=absmax)
+        if not bool(absmax.isfinite().all()):
+            return False
         reciprocals = (1.0 / absmax.clamp(min=SMALLEST_SCALE)).unsqueeze(1)
         scaled.view(-1, block_size).mul_(reciprocals).clamp_(-1, 1)
         _cell(scaled, work, cells)
@@ -107,6 +112,7 @@ class _QuantizeBuffers:
         # Two codes read as one 16-bit number, low byte first: first × 16 + second is its lowest byte.
         both = codes.view(torch.int16)
         packed.copy_((both >> 8).add_(both, alpha=16))
+        return True
 
 
 def _cell(values: Tensor, work: Tensor, cells: Tensor) -> Tensor:
