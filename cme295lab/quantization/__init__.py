@@ -26,24 +26,29 @@ if TYPE_CHECKING:
         unpack_codes,
         zero_point_quantize,
     )
+    from cme295lab.quantization.observers import LayerStatistics, TensorStatistics, observe, tensor_statistics
     from cme295lab.quantization.outliers import OUTLIER_THRESHOLD, int8_product, mixed_int8_linear, outlier_columns
 
 _HOME = {
     "BLOCK_SIZES": "four_bit",
     "DoubleQuantized": "double_quantization",
     "FourBitTensor": "four_bit",
+    "LayerStatistics": "observers",
     "OUTLIER_THRESHOLD": "outliers",
     "QuantizationError": "errors",
     "QuantizedTensor": "integers",
+    "TensorStatistics": "observers",
     "absmax_quantize": "integers",
     "double_quantize": "double_quantization",
     "int8_product": "outliers",
     "mixed_int8_linear": "outliers",
+    "observe": "observers",
     "outlier_columns": "outliers",
     "pack_codes": "integers",
     "quantization_error": "errors",
     "quantize_four_bit": "four_bit",
     "quantize_plainly": "four_bit",
+    "tensor_statistics": "observers",
     "unpack_codes": "integers",
     "zero_point_quantize": "integers",
 }
@@ -57,6 +62,7 @@ _MODULES = (
     "fp4",
     "integers",
     "nf4",
+    "observers",
     "outliers",
 )
 
@@ -68,6 +74,10 @@ __all__ = [
     "unpack_codes",
     "QuantizationError",
     "quantization_error",
+    "LayerStatistics",
+    "TensorStatistics",
+    "observe",
+    "tensor_statistics",
     "OUTLIER_THRESHOLD",
     "int8_product",
     "mixed_int8_linear",
