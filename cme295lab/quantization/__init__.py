@@ -6,7 +6,8 @@ Whole numbers first: ``integers`` (absmax and zero-point, from 2 to 8 bits, a sc
 
 Four-bit weights, in this order: ``codebooks`` (the 16 levels), ``four_bit`` (a tensor in 4 bits), ``four_bit_steps`` (a
 scale per block, the nearest level, two codes to a byte), ``four_bit_fast`` (the same quickly), ``nf4`` and ``fp4`` (the
-two types by name), ``double_quantization`` (the scales in 8 bits).
+two types by name), ``double_quantization`` (the scales in 8 bits), ``files`` (the layout that bitsandbytes reads and
+writes).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from cme295lab._lazy import lazy_names
 if TYPE_CHECKING:
     from cme295lab.quantization.double_quantization import DoubleQuantized, double_quantize
     from cme295lab.quantization.errors import QuantizationError, quantization_error
+    from cme295lab.quantization.files import load_four_bit, save_four_bit
     from cme295lab.quantization.four_bit import BLOCK_SIZES, FourBitTensor, quantize_four_bit, quantize_plainly
     from cme295lab.quantization.integers import (
         QuantizedTensor,
@@ -41,6 +43,7 @@ _HOME = {
     "absmax_quantize": "integers",
     "double_quantize": "double_quantization",
     "int8_product": "outliers",
+    "load_four_bit": "files",
     "mixed_int8_linear": "outliers",
     "observe": "observers",
     "outlier_columns": "outliers",
@@ -48,6 +51,7 @@ _HOME = {
     "quantization_error": "errors",
     "quantize_four_bit": "four_bit",
     "quantize_plainly": "four_bit",
+    "save_four_bit": "files",
     "tensor_statistics": "observers",
     "unpack_codes": "integers",
     "zero_point_quantize": "integers",
@@ -56,6 +60,7 @@ _MODULES = (
     "codebooks",
     "double_quantization",
     "errors",
+    "files",
     "four_bit",
     "four_bit_fast",
     "four_bit_steps",
@@ -88,6 +93,8 @@ __all__ = [
     "BLOCK_SIZES",
     "DoubleQuantized",
     "double_quantize",
+    "load_four_bit",
+    "save_four_bit",
 ]
 
 __getattr__, __dir__ = lazy_names(__name__, _HOME, _MODULES)
