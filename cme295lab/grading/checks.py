@@ -28,6 +28,7 @@ _TOPICS = (
     "scaling_fit",
     "moe_routing",
     "kv_cache",
+    "quantizers",
     "float_formats",
 )
 

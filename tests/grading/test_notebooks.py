@@ -26,6 +26,7 @@ POINTS = {
     "kv_cache": {"bytes_check": 2.0, "attention_check": 6.0, "generate_check": 4.0},
     "float_formats": {"decode_check": 3.0, "encode_check": 6.0, "stochastic_check": 4.0, "sum_check": 3.0},
     "scaling_fit": {"frontier_check": 3.0, "allocate_check": 3.0, "fit_check": 5.0, "cheapest_check": 4.0},
+    "quantizers": {"absmax_check": 3.0, "affine_check": 4.0, "blockwise_check": 4.0, "mixed_check": 5.0},
 }
 NUM_STUBS = {
     "flash_attention": 5,
@@ -40,6 +41,7 @@ NUM_STUBS = {
     "kv_cache": 3,
     "float_formats": 4,
     "scaling_fit": 4,
+    "quantizers": 8,
 }
 every_topic = pytest.mark.parametrize("topic", POINTS)
 
