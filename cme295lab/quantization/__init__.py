@@ -2,7 +2,7 @@
 
 Whole numbers first: ``integers`` (absmax and zero-point, from 2 to 8 bits, a scale per tensor, channel or block) and
 ``errors`` (how far a tensor is from its quantised self), ``outliers`` (LLM.int8: few features keep 16 bits),
-``observers`` (what a model's layers hold), ``quality`` (perplexity against bits).
+``observers`` (what a model's layers hold), ``schemes`` and ``quality`` (perplexity against bits).
 
 Four-bit weights, in this order: ``codebooks`` (the 16 levels), ``four_bit`` (a tensor in 4 bits), ``four_bit_steps`` (a
 scale per block, the nearest level, two codes to a byte), ``four_bit_fast`` (the same quickly), ``nf4`` and ``fp4`` (the
@@ -30,6 +30,15 @@ if TYPE_CHECKING:
     )
     from cme295lab.quantization.observers import LayerStatistics, TensorStatistics, observe, tensor_statistics
     from cme295lab.quantization.outliers import OUTLIER_THRESHOLD, int8_product, mixed_int8_linear, outlier_columns
+    from cme295lab.quantization.quality import (
+        QualityRow,
+        WeightChange,
+        mean_loss,
+        perplexity,
+        quality_against_bits,
+        quantized_weights,
+    )
+    from cme295lab.quantization.schemes import SCHEMES, fp4_scheme, gaussian_errors, integer_scheme, nf4_scheme
 
 _HOME = {
     "BLOCK_SIZES": "four_bit",
@@ -37,20 +46,31 @@ _HOME = {
     "FourBitTensor": "four_bit",
     "LayerStatistics": "observers",
     "OUTLIER_THRESHOLD": "outliers",
+    "QualityRow": "quality",
     "QuantizationError": "errors",
     "QuantizedTensor": "integers",
+    "SCHEMES": "schemes",
     "TensorStatistics": "observers",
+    "WeightChange": "quality",
     "absmax_quantize": "integers",
     "double_quantize": "double_quantization",
+    "fp4_scheme": "schemes",
+    "gaussian_errors": "schemes",
     "int8_product": "outliers",
+    "integer_scheme": "schemes",
     "load_four_bit": "files",
+    "mean_loss": "quality",
     "mixed_int8_linear": "outliers",
+    "nf4_scheme": "schemes",
     "observe": "observers",
     "outlier_columns": "outliers",
     "pack_codes": "integers",
+    "perplexity": "quality",
+    "quality_against_bits": "quality",
     "quantization_error": "errors",
     "quantize_four_bit": "four_bit",
     "quantize_plainly": "four_bit",
+    "quantized_weights": "quality",
     "save_four_bit": "files",
     "tensor_statistics": "observers",
     "unpack_codes": "integers",
@@ -69,6 +89,8 @@ _MODULES = (
     "nf4",
     "observers",
     "outliers",
+    "quality",
+    "schemes",
 )
 
 __all__ = [
@@ -79,14 +101,25 @@ __all__ = [
     "unpack_codes",
     "QuantizationError",
     "quantization_error",
-    "LayerStatistics",
-    "TensorStatistics",
-    "observe",
-    "tensor_statistics",
     "OUTLIER_THRESHOLD",
     "int8_product",
     "mixed_int8_linear",
     "outlier_columns",
+    "LayerStatistics",
+    "TensorStatistics",
+    "observe",
+    "tensor_statistics",
+    "SCHEMES",
+    "fp4_scheme",
+    "gaussian_errors",
+    "integer_scheme",
+    "nf4_scheme",
+    "QualityRow",
+    "WeightChange",
+    "mean_loss",
+    "perplexity",
+    "quality_against_bits",
+    "quantized_weights",
     "FourBitTensor",
     "quantize_four_bit",
     "quantize_plainly",

@@ -79,12 +79,13 @@ def quantization_error(x: Float[Tensor, "*shape"], x_hat: Float[Tensor, "*shape"
         mse=rmse * rmse,
         rmse=rmse,
         max_abs=float(difference.abs().max()) * unit,
-        signal_to_noise_db=_decibels(signal, noise),
+        signal_to_noise_db=decibels(signal, noise),
         cosine=_cosine(original, restored),
     )
 
 
-def _decibels(signal: float, noise: float) -> float:
+def decibels(signal: float, noise: float) -> float:
+    """10 · log10(signal / noise), of sums of squares; inf without noise, -inf where there is nothing but noise."""
     if noise == 0:
         return math.inf
     return 10 * math.log10(signal / noise) if signal else -math.inf
