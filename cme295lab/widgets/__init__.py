@@ -16,6 +16,7 @@ A view holds no algorithm. Read in pairs, the pure part first:
     decoding_scenario   decoding_playground  a next-token distribution, reshaped
     beam_scenario       beam_tree            a beam search, candidate by candidate
     kv_cache_scenario   kv_cache_explorer    what a model keeps and reads while it generates
+    loss_scale_scenario loss_scale_explorer  gradients over a format's range
     bit_scenario        bit_explorer         a number bit by bit, in every format
     number_line_scenario  number_line        which values a small format has, and where a number goes
 
@@ -46,6 +47,8 @@ from cme295lab.widgets.isoflop_explorer import IsoFlopExplorer
 from cme295lab.widgets.isoflop_scenario import IsoFlopScenario, isoflop_scenario
 from cme295lab.widgets.kv_cache_explorer import KvCacheExplorer
 from cme295lab.widgets.kv_cache_scenario import KvCacheScenario, kv_cache_scenario
+from cme295lab.widgets.loss_scale_explorer import LossScaleExplorer
+from cme295lab.widgets.loss_scale_scenario import LossScaleScenario, loss_scale_scenario
 from cme295lab.widgets.memory_figures import peak_treemap, timeline_figure
 from cme295lab.widgets.mixture_explorer import MixtureExplorer
 from cme295lab.widgets.mixture_scenario import MeasuredMixtures, MixtureScenario, mixture_scenario
@@ -87,6 +90,8 @@ __all__ = [
     "IsoFlopScenario",
     "KvCacheExplorer",
     "KvCacheScenario",
+    "LossScaleExplorer",
+    "LossScaleScenario",
     "MeasuredMixtures",
     "MixtureExplorer",
     "MixtureScenario",
@@ -124,6 +129,7 @@ __all__ = [
     "isoflop_scenario",
     "kv_cache_scenario",
     "loss_curves",
+    "loss_scale_scenario",
     "memorisation_figure",
     "memory_hierarchy",
     "mixture_scenario",
