@@ -7,7 +7,7 @@ Whole numbers first: ``integers`` (absmax and zero-point, from 2 to 8 bits, a sc
 Four-bit weights, in this order: ``codebooks`` (the 16 levels), ``four_bit`` (a tensor in 4 bits), ``four_bit_steps`` (a
 scale per block, the nearest level, two codes to a byte), ``four_bit_fast`` (the same quickly), ``nf4`` and ``fp4`` (the
 two types by name), ``double_quantization`` (the scales in 8 bits), ``files`` (the layout that bitsandbytes reads and
-writes).
+writes), ``linear4bit`` (a layer whose weight stays in 4 bits).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         unpack_codes,
         zero_point_quantize,
     )
+    from cme295lab.quantization.linear4bit import Linear4bit
     from cme295lab.quantization.observers import LayerStatistics, TensorStatistics, observe, tensor_statistics
     from cme295lab.quantization.outliers import OUTLIER_THRESHOLD, int8_product, mixed_int8_linear, outlier_columns
     from cme295lab.quantization.quality import (
@@ -45,6 +46,7 @@ _HOME = {
     "DoubleQuantized": "double_quantization",
     "FourBitTensor": "four_bit",
     "LayerStatistics": "observers",
+    "Linear4bit": "linear4bit",
     "OUTLIER_THRESHOLD": "outliers",
     "QualityRow": "quality",
     "QuantizationError": "errors",
@@ -86,6 +88,7 @@ _MODULES = (
     "four_bit_steps",
     "fp4",
     "integers",
+    "linear4bit",
     "nf4",
     "observers",
     "outliers",
@@ -128,6 +131,7 @@ __all__ = [
     "double_quantize",
     "load_four_bit",
     "save_four_bit",
+    "Linear4bit",
 ]
 
 __getattr__, __dir__ = lazy_names(__name__, _HOME, _MODULES)

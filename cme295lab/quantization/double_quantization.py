@@ -17,7 +17,8 @@ Source: Dettmers et al. 2023, "QLoRA", §3 "Double Quantization".
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, UInt8
@@ -72,12 +73,15 @@ class DoubleQuantized:
 
     def to(self, device: torch.device | str) -> DoubleQuantized:
         """The same on another device."""
-        return DoubleQuantized(
-            codes=self.codes.to(device),
-            nested_absmax=self.nested_absmax.to(device),
-            offset=self.offset.to(device),
-            block_size=self.block_size,
-        )
+        return self._each(lambda part: part.to(device))
+
+    def clone(self) -> DoubleQuantized:
+        """The same in memory of its own."""
+        return self._each(Tensor.clone)
+
+    def _each(self, fn: Callable[[Tensor], Tensor]) -> DoubleQuantized:
+        codes, nested_absmax, offset = map(fn, (self.codes, self.nested_absmax, self.offset))
+        return replace(self, codes=codes, nested_absmax=nested_absmax, offset=offset)
 
 
 def double_quantize(absmax: Float[Tensor, " scales"]) -> DoubleQuantized:

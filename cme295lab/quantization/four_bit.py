@@ -23,7 +23,7 @@ Source: Dettmers et al. 2023, "QLoRA", §2 and §3; Dettmers et al. 2022, "8-bit
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, UInt8
@@ -140,14 +140,11 @@ class FourBitTensor:
 
     def to(self, device: torch.device | str) -> FourBitTensor:
         """The same on another device."""
-        return FourBitTensor(
-            packed=self.packed.to(device),
-            absmax=self.absmax.to(device),
-            shape=self.shape,
-            dtype=self.dtype,
-            block_size=self.block_size,
-            quant_type=self.quant_type,
-        )
+        return replace(self, packed=self.packed.to(device), absmax=self.absmax.to(device))
+
+    def clone(self) -> FourBitTensor:
+        """The same in memory of its own."""
+        return replace(self, packed=self.packed.clone(), absmax=self.absmax.clone())
 
 
 def quantize_four_bit(
