@@ -26,7 +26,9 @@ E3M4_IEEE = FloatFormat(name="e3m4 with infinity", exponent_bits=3, mantissa_bit
 E4M3_UNSIGNED = FloatFormat(
     name="e4m3 without sign", exponent_bits=4, mantissa_bits=3, bias=7, specials="nan-only", signed=False
 )
-WIDE_EXPONENT = FloatFormat(name="e10m2", exponent_bits=10, mantissa_bits=2, bias=1000, specials="ieee")
+TINY_VALUES = FloatFormat(name="down to 2^-1026", exponent_bits=10, mantissa_bits=5, bias=1022, specials="ieee")
+FINE_VALUES = FloatFormat(name="52 bits from 2^-1051", exponent_bits=10, mantissa_bits=52, bias=1000, specials="ieee")
+LARGE_VALUES = FloatFormat(name="up to 2^410", exponent_bits=9, mantissa_bits=4, bias=100, specials="ieee")
 
 
 def library_codes(values: np.ndarray, dtype: type) -> np.ndarray:

@@ -245,7 +245,7 @@ def _round_significands(
     rounding: Rounding,
     generator: torch.Generator | None,
 ) -> Tensor:
-    """Codes without sign, each value shifted by its own number of bits: slower, for any rounding and any format.
+    """Codes without sign, each value shifted by its own number of bits: slower, for chance and for the smallest values.
 
     With the significand s of the input (its leading one included) and t the exponent field that the result will have,
     at least 1, the code is (t - 1) · 2^mantissa_bits + round(s / 2^shift). The leading one of s counts as the last
@@ -259,8 +259,8 @@ def _round_significands(
     base = target.clamp_(min=0) << format.mantissa_bits
     if rounding == "stochastic":
         return base.add_(_shift_randomly(significand, shift, generator))
-    # From mantissa_bits + 2 on, nothing is left: a longer shift is the same, and may be none that integers have.
-    return base.add_(_shift(significand, shift.clamp_(max=wide.mantissa_bits + 2), rounding))
+    # Formats that come here for another rounding reach down to the input's own subnormals: no shift is long.
+    return base.add_(_shift(significand, shift, rounding))
 
 
 def _shift(integer: Tensor, shift: Tensor | int, rounding: Rounding) -> Tensor:
