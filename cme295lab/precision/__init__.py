@@ -1,6 +1,7 @@
 """Numbers of few bits: what a format holds, and how to train in sixteen bits without losing the run.
 
-Read in this order: ``formats`` (bits, rounding, limits of fp64 down to fp4),
+Read in this order: ``formats`` (bits, rounding, limits of fp64 down to fp4), ``block_formats`` (few
+bits that share a scale: MX, NVFP4),
 ``underflow`` (what a format does to gradients), ``loss_scaling`` (moving them into its range), ``stochastic`` (rounding
 that is right on average), ``adamw`` and ``adamw_optimizer`` (a step over fp32 masters, in one pass over memory).
 """
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
         adamw_step_unfused,
     )
     from cme295lab.precision.adamw_optimizer import MixedPrecisionAdamW
+    from cme295lab.precision.block_formats import MX_ELEMENTS, BlockScaled, quantize_mx, quantize_nvfp4
     from cme295lab.precision.formats.codes import Rounding, all_values, code_dtype, decode, encode, neighbours
     from cme295lab.precision.formats.description import FORMATS, FloatFormat, get_format
     from cme295lab.precision.formats.rounding import Number, describe, describe_code, round_to
@@ -35,6 +37,10 @@ if TYPE_CHECKING:
     )
 
 _HOME = {
+    "BlockScaled": "block_formats",
+    "MX_ELEMENTS": "block_formats",
+    "quantize_mx": "block_formats",
+    "quantize_nvfp4": "block_formats",
     "AdamWOptions": "adamw",
     "MixedPrecisionAdamW": "adamw_optimizer",
     "adamw_step_fused": "adamw",
@@ -65,7 +71,7 @@ _HOME = {
     "log2_histogram": "underflow",
     "underflow_report": "underflow",
 }
-_MODULES = ("adamw", "adamw_optimizer", "formats", "loss_scaling", "stochastic", "underflow")
+_MODULES = ("adamw", "adamw_optimizer", "block_formats", "formats", "loss_scaling", "stochastic", "underflow")
 
 __all__ = [
     "FloatFormat",
@@ -81,6 +87,10 @@ __all__ = [
     "describe",
     "describe_code",
     "Number",
+    "BlockScaled",
+    "quantize_mx",
+    "quantize_nvfp4",
+    "MX_ELEMENTS",
     "LossNeverFinite",
     "LossScaler",
     "LossScaling",
