@@ -7,7 +7,8 @@ Whole numbers first: ``integers`` (absmax and zero-point, from 2 to 8 bits, a sc
 Four-bit weights, in this order: ``codebooks`` (the 16 levels), ``four_bit`` (a tensor in 4 bits), ``four_bit_steps`` (a
 scale per block, the nearest level, two codes to a byte), ``four_bit_fast`` (the same quickly), ``nf4`` and ``fp4`` (the
 two types by name), ``double_quantization`` (the scales in 8 bits), ``files`` (the layout that bitsandbytes reads and
-writes), ``linear4bit`` (a layer whose weight stays in 4 bits).
+writes), ``linear4bit`` (a layer whose weight stays in 4 bits), ``quantized_models`` (all linear layers of a model, in
+place).
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
         quality_against_bits,
         quantized_weights,
     )
+    from cme295lab.quantization.quantized_models import LayerSummary, QuantizedModelSummary, quantize_model
     from cme295lab.quantization.schemes import SCHEMES, fp4_scheme, gaussian_errors, integer_scheme, nf4_scheme
 
 _HOME = {
@@ -46,10 +48,12 @@ _HOME = {
     "DoubleQuantized": "double_quantization",
     "FourBitTensor": "four_bit",
     "LayerStatistics": "observers",
+    "LayerSummary": "quantized_models",
     "Linear4bit": "linear4bit",
     "OUTLIER_THRESHOLD": "outliers",
     "QualityRow": "quality",
     "QuantizationError": "errors",
+    "QuantizedModelSummary": "quantized_models",
     "QuantizedTensor": "integers",
     "SCHEMES": "schemes",
     "TensorStatistics": "observers",
@@ -71,6 +75,7 @@ _HOME = {
     "quality_against_bits": "quality",
     "quantization_error": "errors",
     "quantize_four_bit": "four_bit",
+    "quantize_model": "quantized_models",
     "quantize_plainly": "four_bit",
     "quantized_weights": "quality",
     "save_four_bit": "files",
@@ -93,6 +98,7 @@ _MODULES = (
     "observers",
     "outliers",
     "quality",
+    "quantized_models",
     "schemes",
 )
 
@@ -132,6 +138,9 @@ __all__ = [
     "load_four_bit",
     "save_four_bit",
     "Linear4bit",
+    "LayerSummary",
+    "QuantizedModelSummary",
+    "quantize_model",
 ]
 
 __getattr__, __dir__ = lazy_names(__name__, _HOME, _MODULES)
