@@ -22,10 +22,10 @@ A view holds no algorithm. Read in pairs, the pure part first:
 
 `timeline_explorer` and `cost_calculator` draw records of other rooms as they are. Static pictures: `figures` (hardware,
 traffic, roofline, block sizes; `working_set` says what blocks need on chip), `memory_figures` (measured timelines),
-`parallel_figures` (backward passes and ranks), `training_figures` (runs and what they learned),
-`routing_figures` (experts over training). `picture` is how a
-figure shows itself, `controls` has the sliders, menus and tables of all explorers, `walk_files` what the walks share in
-the browser.
+`parallel_figures` (backward passes and ranks), `precision_figures` (losses in 16 bits and their scale),
+`training_figures` (runs and what they learned), `routing_figures` (experts over training). `picture` is how a figure
+shows itself, `controls` has the sliders, menus and tables of all explorers, `walk_files` what the walks share in the
+browser.
 """
 
 from cme295lab.widgets.beam_scenario import BeamScenario, beam_scenario
@@ -55,6 +55,7 @@ from cme295lab.widgets.mixture_scenario import MeasuredMixtures, MixtureScenario
 from cme295lab.widgets.number_line import NumberLine, number_line_figure, spacing_figure
 from cme295lab.widgets.number_line_scenario import NumberLineScenario, number_line_scenario
 from cme295lab.widgets.picture import Picture
+from cme295lab.widgets.precision_figures import policy_losses, scale_trace
 from cme295lab.widgets.ring_records import RingMoment, ring_records
 from cme295lab.widgets.ring_walk import RingWalk
 from cme295lab.widgets.routing_explorer import RoutingExplorer
@@ -136,10 +137,12 @@ __all__ = [
     "number_line_figure",
     "number_line_scenario",
     "peak_treemap",
+    "policy_losses",
     "ring_records",
     "roofline",
     "routing_scenario",
     "routing_text",
+    "scale_trace",
     "shard_scenario",
     "spacing_figure",
     "timeline_figure",
