@@ -30,6 +30,7 @@ _TOPICS = (
     "kv_cache",
     "quantizers",
     "float_formats",
+    "loss_scaling",
 )
 
 

@@ -25,8 +25,10 @@ POINTS = {
     "moe_routing": {"route_check": 3.0, "mixture_check": 6.0, "loss_check": 5.0},
     "kv_cache": {"bytes_check": 2.0, "attention_check": 6.0, "generate_check": 4.0},
     "float_formats": {"decode_check": 3.0, "encode_check": 6.0, "stochastic_check": 4.0, "sum_check": 3.0},
+    "loss_scaling": {"scale_check": 4.0, "update_check": 4.0, "step_check": 7.0},
     "scaling_fit": {"frontier_check": 3.0, "allocate_check": 3.0, "fit_check": 5.0, "cheapest_check": 4.0},
     "quantizers": {"absmax_check": 3.0, "affine_check": 4.0, "blockwise_check": 4.0, "mixed_check": 5.0},
+    "nf4": {"levels_check": 3.0, "quantize_check": 5.0, "dequantize_check": 4.0, "double_check": 4.0},
 }
 NUM_STUBS = {
     "flash_attention": 5,
@@ -40,8 +42,10 @@ NUM_STUBS = {
     "moe_routing": 3,
     "kv_cache": 3,
     "float_formats": 4,
+    "loss_scaling": 4,
     "scaling_fit": 4,
     "quantizers": 8,
+    "nf4": 6,
 }
 every_topic = pytest.mark.parametrize("topic", POINTS)
 
