@@ -33,9 +33,8 @@ import torch
 from jaxtyping import Float, Float64, UInt8
 from torch import Tensor
 
-from cme295lab.precision.formats.codes import decode, encode
+from cme295lab.precision.formats.codes import decode, encode, neighbours
 from cme295lab.precision.formats.description import FORMATS, FloatFormat
-from cme295lab.precision.formats.rounding import round_to
 
 MX_ELEMENTS = ("fp8_e4m3fn", "fp8_e5m2", "fp6_e3m2", "fp6_e2m3", "fp4_e2m1")
 MX_BLOCK_SIZE = 32
@@ -160,7 +159,7 @@ def quantize_nvfp4(x: Float[Tensor, "*shape"]) -> BlockScaled:
     maxima = _block_maxima(values, NVFP4_BLOCK_SIZE)
     tensor_scale = _tensor_scale(float(maxima.max()) / (element.max * scale_format.max))
     wanted = maxima / (element.max * tensor_scale)
-    scales = encode(wanted, scale_format, saturate=True)
+    scales = encode(wanted, scale_format)
     scales = torch.where((scales == 0) & (maxima > 0), 1, scales)  # code 1 is the smallest scale that is not 0
     factors = _spread(decode(scales, scale_format) * tensor_scale, x.shape, NVFP4_BLOCK_SIZE)
     elements = values / torch.where(factors == 0, 1.0, factors)
@@ -176,13 +175,14 @@ def quantize_nvfp4(x: Float[Tensor, "*shape"]) -> BlockScaled:
 
 
 def _tensor_scale(wanted: float) -> float:
-    """The fp32 at or next below a scale; 1 for a tensor of zeros."""
+    """The fp32 at or next below a scale, above it among subnormals, which are far apart; 1 for a tensor of zeros."""
     if wanted == 0:
         return 1.0
     fp32 = FORMATS["fp32"]
     if wanted > fp32.max:
         raise ValueError(f"x needs a tensor scale of {wanted:g}, but fp32 ends at {fp32.max:g}: scale x down first")
-    return max(float(round_to(torch.tensor(wanted, dtype=torch.float64), fp32, rounding="zero")), fp32.min_positive)
+    below, above = neighbours(torch.tensor(wanted, dtype=torch.float64), fp32)
+    return float(below if wanted >= fp32.min_normal else above)
 
 
 def _block_maxima(values: Float64[Tensor, "*shape"], block_size: int) -> Float64[Tensor, "*blocks"]:

@@ -145,6 +145,8 @@ def test_ends_of_the_ranges() -> None:
     assert quantize_mx(tiny).dequantize().tolist() == [0.0]  # 2^-127 is the smallest scale, half of it the least value
     assert quantize_mx(torch.tensor([2.0**-128])).dequantize().tolist() == [2.0**-128]
     assert quantize_nvfp4(tiny).dequantize().tolist() == [2.0**-149]
+    between = torch.tensor([5107 * 2.0**-149])  # wants a tensor scale of 1.9 times the smallest fp32
+    assert quantize_nvfp4(between).dequantize()[0] == pytest.approx(5107 * 2.0**-149, rel=1 / 16)
 
 
 def test_a_scale_for_each_block_beats_one_for_all_and_nvfp4_beats_mx() -> None:
