@@ -19,13 +19,14 @@ A view holds no algorithm. Read in pairs, the pure part first:
     loss_scale_scenario loss_scale_explorer  gradients over a format's range
     bit_scenario        bit_explorer         a number bit by bit, in every format
     number_line_scenario  number_line        which values a small format has, and where a number goes
+    quantizer_scenario  quantizer_explorer   weights, the levels they are rounded to, and what is lost
 
 `timeline_explorer` and `cost_calculator` draw records of other rooms as they are. Static pictures: `figures` (hardware,
 traffic, roofline, block sizes; `working_set` says what blocks need on chip), `memory_figures` (measured timelines),
 `parallel_figures` (backward passes and ranks), `precision_figures` (losses in 16 bits and their scale),
-`training_figures` (runs and what they learned), `routing_figures` (experts over training). `picture` is how a figure
-shows itself, `controls` has the sliders, menus and tables of all explorers, `walk_files` what the walks share in the
-browser.
+`quantization_figures` (perplexity against bits), `training_figures` (runs and what they learned), `routing_figures`
+(experts over training). `picture` is how a figure shows itself, `controls` has the sliders, menus and tables of all
+explorers, `walk_files` what the walks share in the browser.
 """
 
 from cme295lab.widgets.beam_scenario import BeamScenario, beam_scenario
@@ -56,6 +57,9 @@ from cme295lab.widgets.number_line import NumberLine, number_line_figure, spacin
 from cme295lab.widgets.number_line_scenario import NumberLineScenario, number_line_scenario
 from cme295lab.widgets.picture import Picture
 from cme295lab.widgets.precision_figures import policy_losses, scale_trace
+from cme295lab.widgets.quantization_figures import quality_figure
+from cme295lab.widgets.quantizer_explorer import QuantizerExplorer
+from cme295lab.widgets.quantizer_scenario import QuantizerScenario, quantizer_scenario
 from cme295lab.widgets.ring_records import RingMoment, ring_records
 from cme295lab.widgets.ring_walk import RingWalk
 from cme295lab.widgets.routing_explorer import RoutingExplorer
@@ -100,6 +104,8 @@ __all__ = [
     "NumberLineScenario",
     "Picture",
     "ProgramWalk",
+    "QuantizerExplorer",
+    "QuantizerScenario",
     "RingMoment",
     "RingWalk",
     "RooflinePoint",
@@ -138,6 +144,8 @@ __all__ = [
     "number_line_scenario",
     "peak_treemap",
     "policy_losses",
+    "quality_figure",
+    "quantizer_scenario",
     "ring_records",
     "roofline",
     "routing_scenario",

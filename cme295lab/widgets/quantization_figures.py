@@ -1,0 +1,61 @@
+"""A model's perplexity against the bits of its weights, as a static picture."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from cme295lab import palette
+from cme295lab.widgets.picture import Picture
+
+_RUINED = 3.0  # times the best perplexity: above this the axis ends, and an arrow says how much it is
+_NAMED = 1.05  # times the best: from here on there is room for names beside the points
+_LOOKS = {"original": (palette.GREY, "o"), "nf4": (palette.VERMILLION, "D"), "fp4": (palette.GREEN, "^"),
+          "mxfp4": (palette.PURPLE, "P"), "nvfp4": (palette.ORANGE, "X")}  # fmt: skip
+
+
+class Measured(Protocol):
+    """A row of `cme295lab.quantization.quality_against_bits`."""
+
+    @property
+    def scheme(self) -> str: ...
+    @property
+    def bits_per_weight(self) -> float: ...
+    @property
+    def perplexity(self) -> float: ...
+
+
+def quality_figure(rows: Sequence[Measured]) -> Picture:
+    """Perplexity over bits per weight, a point for each scheme.
+
+    Args:
+        rows: of `quality_against_bits`.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    if not rows:
+        raise ValueError("rows must hold at least one scheme that was measured")
+    best = min(row.perplexity for row in rows)
+    said = "; ".join(f"{row.scheme} {row.bits_per_weight:.2f} bits {row.perplexity:.4g}" for row in rows)
+    picture = Picture(f"Perplexity against bits per weight. {said}.", figsize=(8.4, 3.9))
+    axes = picture.subplots()
+    for row in rows:
+        colour, marker = _LOOKS.get(row.scheme.split(",")[0], (palette.BLUE, "s"))
+        height = min(row.perplexity / best, _RUINED)
+        label = f"{row.scheme}: {row.perplexity / best:.3g} ×"
+        filled, above = ("none", 1) if "tensor" in row.scheme else ("full", -9)  # one scale for many, or for few
+        axes.plot(row.bits_per_weight, height, marker, color=colour, label=label, markersize=8, fillstyle=filled)
+        if height > _NAMED:
+            place = row.bits_per_weight, height
+            axes.annotate(row.scheme, place, (8, above), textcoords="offset points", fontsize=8)
+        if height == _RUINED:
+            axes.annotate("", (row.bits_per_weight, _RUINED * 1.08), (row.bits_per_weight, _RUINED * 1.01),
+                          arrowprops={"arrowstyle": "->", "color": colour}, annotation_clip=False)  # fmt: skip
+    axes.axhline(1, color=palette.PALE, zorder=0)
+    axes.set(xscale="log", yscale="log", xlabel="bits per weight", ylabel="perplexity, times the best")
+    axes.set_xticks([2, 3, 4, 6, 8, 16, 32], labels=["2", "3", "4", "6", "8", "16", "32"], minor=False)
+    axes.set_xticks([], minor=True)
+    axes.set_yticks([1, 1.25, 1.5, 2, 3], labels=["1", "1.25", "1.5", "2", "3"], minor=False)
+    axes.set_yticks([], minor=True)
+    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    axes.spines[["top", "right"]].set_visible(False)
+    return picture
