@@ -28,9 +28,10 @@ _TOPICS = (
     "scaling_fit",
     "moe_routing",
     "kv_cache",
-    "quantizers",
     "float_formats",
     "loss_scaling",
+    "quantizers",
+    "nf4",
 )
 
 
