@@ -1,9 +1,10 @@
 """Numbers of few bits: what a format holds, and how to train in sixteen bits without losing the run.
 
-Read in this order: ``formats`` (bits, rounding, limits of fp64 down to fp4), ``block_formats`` (few
-bits that share a scale: MX, NVFP4),
-``underflow`` (what a format does to gradients), ``loss_scaling`` (moving them into its range), ``stochastic`` (rounding
-that is right on average), ``adamw`` and ``adamw_optimizer`` (a step over fp32 masters, in one pass over memory).
+Read in this order: ``formats`` (bits, rounding, limits of fp64 down to fp4), ``block_formats`` (few bits that share a
+scale: MX, NVFP4), ``underflow`` (what a format does to gradients), ``loss_scaling`` (moving them into its range),
+``stochastic`` (rounding that is right on average), ``accumulation`` (sums of 16 bits), ``policies`` (what runs in which
+format), ``autocast`` (operators that do), ``mixed_precision`` (the training step), ``comparison`` (several policies
+beside each other), ``adamw`` and ``adamw_optimizer`` (a step over fp32 masters, in one pass over memory).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING
 from cme295lab._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from cme295lab.precision.accumulation import matmul_in_16_bits, sum_in_16_bits
     from cme295lab.precision.adamw import (
         AdamWOptions,
         adamw_step_fused,
@@ -20,11 +22,15 @@ if TYPE_CHECKING:
         adamw_step_unfused,
     )
     from cme295lab.precision.adamw_optimizer import MixedPrecisionAdamW
+    from cme295lab.precision.autocast import HIGH_OPERATORS, LOW_OPERATORS, autocast_like
     from cme295lab.precision.block_formats import MX_ELEMENTS, BlockScaled, quantize_mx, quantize_nvfp4
+    from cme295lab.precision.comparison import MAIN_POLICIES, compare_policies
     from cme295lab.precision.formats.codes import Rounding, all_values, code_dtype, decode, encode, neighbours
     from cme295lab.precision.formats.description import FORMATS, FloatFormat, get_format
     from cme295lab.precision.formats.rounding import Number, describe, describe_code, round_to
     from cme295lab.precision.loss_scaling import LossNeverFinite, LossScaler, LossScaling
+    from cme295lab.precision.mixed_precision import MixedPrecisionTraining, ModelStateBytes, StepRecord
+    from cme295lab.precision.policies import POLICIES, PrecisionPolicy, get_policy
     from cme295lab.precision.stochastic import stochastic_round_
     from cme295lab.precision.underflow import (
         GradientStatistics,
@@ -70,8 +76,24 @@ _HOME = {
     "gradient_statistics": "underflow",
     "log2_histogram": "underflow",
     "underflow_report": "underflow",
+    "matmul_in_16_bits": "accumulation",
+    "sum_in_16_bits": "accumulation",
+    "HIGH_OPERATORS": "autocast",
+    "LOW_OPERATORS": "autocast",
+    "autocast_like": "autocast",
+    "MAIN_POLICIES": "comparison",
+    "compare_policies": "comparison",
+    "MixedPrecisionTraining": "mixed_precision",
+    "ModelStateBytes": "mixed_precision",
+    "StepRecord": "mixed_precision",
+    "POLICIES": "policies",
+    "PrecisionPolicy": "policies",
+    "get_policy": "policies",
 }
-_MODULES = ("adamw", "adamw_optimizer", "block_formats", "formats", "loss_scaling", "stochastic", "underflow")
+_MODULES = (
+    "accumulation", "adamw", "adamw_optimizer", "autocast", "block_formats", "comparison",
+    "formats", "loss_scaling", "mixed_precision", "policies", "stochastic", "underflow",
+)  # fmt: skip
 
 __all__ = [
     "FloatFormat",
@@ -107,6 +129,19 @@ __all__ = [
     "adamw_step_reference",
     "adamw_step_unfused",
     "adamw_step_fused",
+    "matmul_in_16_bits",
+    "sum_in_16_bits",
+    "HIGH_OPERATORS",
+    "LOW_OPERATORS",
+    "autocast_like",
+    "MAIN_POLICIES",
+    "compare_policies",
+    "MixedPrecisionTraining",
+    "ModelStateBytes",
+    "StepRecord",
+    "POLICIES",
+    "PrecisionPolicy",
+    "get_policy",
 ]
 
 __getattr__, __dir__ = lazy_names(__name__, _HOME, _MODULES)

@@ -49,6 +49,7 @@ HIGH_OPERATORS = frozenset(
     {
         # probabilities and norms
         "softmax", "log_softmax", "softmin", "logsumexp", "layer_norm", "rms_norm", "group_norm", "normalize",
+        "batch_norm", "instance_norm",
         # losses
         "cross_entropy", "nll_loss", "kl_div", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss",
         "binary_cross_entropy", "binary_cross_entropy_with_logits", "cosine_similarity", "cdist",
@@ -59,10 +60,11 @@ HIGH_OPERATORS = frozenset(
         "softplus", "sinh", "cosh", "tan",
     }
 )  # fmt: skip
-"""Names of what runs in fp32, unless the policy has `fp32_reductions=False`."""
+"""Names of what runs in fp32, unless the policy has `fp32_reductions=False`; norms of batches always do."""
 
 _CAST = (torch.float32, torch.float16, torch.bfloat16)  # fp64 was asked for by somebody, and integers are no numbers
 _ACCUMULATING = frozenset({"linear", "matmul", "__matmul__", "__rmatmul__", "mm", "bmm"})
+_WITH_STATISTICS = frozenset({"batch_norm", "instance_norm"})  # of fp32, written in place: a cast would lose them
 _FUSED = frozenset({"scaled_dot_product_attention"})  # keeps its sums to itself, in fp32
 
 
@@ -106,7 +108,7 @@ class _Autocast(TorchFunctionMode):
 
     def _low(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         dtype, name = self.policy.dtype, func.__name__
-        if not self.policy.fp32_accumulation and name not in _FUSED:
+        if not self.policy.fp32_accumulation and name not in _FUSED and not _has_fp64(args):
             if name not in _ACCUMULATING:
                 raise ValueError(
                     f"{name} cannot accumulate in 16 bits here; with fp32_accumulation=False there are "
@@ -119,13 +121,15 @@ class _Autocast(TorchFunctionMode):
         def rounded(x: Tensor) -> Tensor:
             return x.to(dtype).float()
 
-        return func(*_map(args, rounded), **_map(kwargs, rounded)).to(dtype)
+        result = func(*_map(args, rounded), **_map(kwargs, rounded))
+        return result.to(dtype) if result.dtype == torch.float32 else result
 
     def _high(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
         policy = self.policy
         if not policy.fp32_reductions and not policy.fp32_accumulation and func.__name__ in ("sum", "mean"):
             return self._sum(func.__name__, *args, **kwargs)
-        dtype = torch.float32 if policy.fp32_reductions else policy.dtype
+        stays_high = policy.fp32_reductions or func.__name__ in _WITH_STATISTICS
+        dtype = torch.float32 if stays_high else policy.dtype
         return func(*_map(args, lambda x: x.to(dtype)), **_map(kwargs, lambda x: x.to(dtype)))
 
     def _accumulate(self, name: str, a: Tensor, b: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -154,6 +158,10 @@ def _map(value: Any, cast: Callable[[Tensor], Tensor]) -> Any:
     if type(value) in (list, tuple):
         return type(value)(_map(part, cast) for part in value)
     return value
+
+
+def _has_fp64(args: Iterable[Any]) -> bool:
+    return any(isinstance(value, Tensor) and value.dtype == torch.float64 for value in args)
 
 
 def _all_on_cpu(value: Any) -> bool:
