@@ -41,7 +41,15 @@ if TYPE_CHECKING:
         quantized_weights,
     )
     from cme295lab.quantization.quantized_models import LayerSummary, QuantizedModelSummary, quantize_model
-    from cme295lab.quantization.schemes import SCHEMES, fp4_scheme, gaussian_errors, integer_scheme, nf4_scheme
+    from cme295lab.quantization.schemes import (
+        SCHEMES,
+        fp4_scheme,
+        gaussian_errors,
+        integer_scheme,
+        mx_scheme,
+        nf4_scheme,
+        nvfp4_scheme,
+    )
 
 _HOME = {
     "BLOCK_SIZES": "four_bit",
@@ -67,7 +75,9 @@ _HOME = {
     "load_four_bit": "files",
     "mean_loss": "quality",
     "mixed_int8_linear": "outliers",
+    "mx_scheme": "schemes",
     "nf4_scheme": "schemes",
+    "nvfp4_scheme": "schemes",
     "observe": "observers",
     "outlier_columns": "outliers",
     "pack_codes": "integers",
@@ -123,6 +133,8 @@ __all__ = [
     "gaussian_errors",
     "integer_scheme",
     "nf4_scheme",
+    "mx_scheme",
+    "nvfp4_scheme",
     "QualityRow",
     "WeightChange",
     "mean_loss",

@@ -18,6 +18,7 @@ from types import MappingProxyType
 import torch
 from torch import Tensor
 
+from cme295lab.precision.block_formats import BlockScaled, quantize_mx, quantize_nvfp4
 from cme295lab.quantization import fp4, nf4
 from cme295lab.quantization.four_bit import FourBitTensor
 from cme295lab.quantization.integers import Granularity, absmax_quantize, zero_point_quantize
@@ -64,8 +65,26 @@ def fp4_scheme(*, double_quant: bool = False, block_size: int = BLOCK_SIZE) -> S
     return lambda w: _read_back(fp4.quantize(w, block_size=block_size, double_quant=double_quant))
 
 
+def mx_scheme(element: str = "fp4_e2m1") -> Scheme:
+    """Make a scheme of an OCP MX format: blocks of 32 along a row, a power of two as their scale.
+
+    Args:
+        element: a name of `cme295lab.precision.block_formats.MX_ELEMENTS`.
+    """
+    return lambda w: _read_blocks_back(quantize_mx(w, element))
+
+
+def nvfp4_scheme() -> Scheme:
+    """Make a scheme of NVFP4: blocks of 16 along a row, an 8-bit scale each and one for the tensor."""
+    return lambda w: _read_blocks_back(quantize_nvfp4(w))
+
+
 def _read_back(tensor: FourBitTensor) -> tuple[Tensor, float]:
     return tensor.dequantize(), tensor.bits_per_parameter
+
+
+def _read_blocks_back(blocks: BlockScaled) -> tuple[Tensor, float]:
+    return blocks.dequantize(), blocks.bits_per_value
 
 
 def _integer_schemes() -> dict[str, Scheme]:
@@ -88,9 +107,13 @@ SCHEMES: Mapping[str, Scheme] = MappingProxyType(
         "nf4": nf4_scheme(),
         "nf4, double": nf4_scheme(double_quant=True),
         "fp4": fp4_scheme(),
+        "nvfp4": nvfp4_scheme(),
+        "mxfp4": mx_scheme("fp4_e2m1"),
+        "mxfp6": mx_scheme("fp6_e2m3"),
+        "mxfp8": mx_scheme("fp8_e4m3fn"),
     }
 )
-"""Name -> scheme: "original", "int8 absmax, tensor", "int4 zero-point, block 64", "nf4", "nf4, double", "fp4", ..."""
+"""Name -> scheme: "original", "int8 absmax, tensor", "int4 zero-point, block 64", "nf4", "nf4, double", "mxfp4", ..."""
 
 
 def gaussian_errors(

@@ -163,7 +163,7 @@ def test_quality_of_the_courses_model_falls_with_its_bits(course):
     model, tokens = course
     before = {name: (value.clone(), value.data_ptr()) for name, value in model.named_parameters()}
     names = ["original", *(f"int{bits} absmax, block 64" for bits in (8, 4, 3, 2)), "nf4", "nf4, double", "fp4"]
-    names += ["int3 absmax, tensor", "int2 absmax, tensor"]
+    names += ["int3 absmax, tensor", "int2 absmax, tensor", "nvfp4", "mxfp4", "mxfp8"]
     schemes = {name: SCHEMES[name] for name in names}
     rows = {row.scheme: row for row in quality_against_bits(model, tokens, schemes, skip=("head",), context=128)}
     assert list(rows) == names
@@ -178,12 +178,15 @@ def test_quality_of_the_courses_model_falls_with_its_bits(course):
     assert loss["int2 absmax, block 64"] > loss["original"] + 0.2
     for bits in (3, 2):
         assert loss[f"int{bits} absmax, tensor"] > loss[f"int{bits} absmax, block 64"] + 0.05
-    for name in ("nf4", "nf4, double", "fp4"):
+    assert loss["mxfp8"] == pytest.approx(loss["original"], abs=0.01)
+    for name in ("nf4", "nf4, double", "fp4", "nvfp4", "mxfp4"):
         assert loss["original"] - 0.005 < loss[name] < loss["int2 absmax, block 64"]
     assert rows["nf4"].signal_to_noise_db > rows["int4 absmax, block 64"].signal_to_noise_db
     assert rows["nf4"].bits_per_weight == 4.5
     assert rows["nf4, double"].bits_per_weight == pytest.approx(4.127, abs=0.002)
     assert rows["int4 absmax, block 64"].bits_per_weight == 4.5
+    assert rows["mxfp4"].bits_per_weight == 4.25
+    assert rows["nvfp4"].bits_per_weight == pytest.approx(4.5, abs=0.002)  # and 32 bits for each tensor
     for row in rows.values():
         assert row.perplexity == pytest.approx(math.exp(row.loss))
     for name, value in model.named_parameters():
@@ -193,6 +196,7 @@ def test_quality_of_the_courses_model_falls_with_its_bits(course):
 
 def test_errors_on_a_normal_distribution_are_the_published_ones():
     names = ("nf4", "int8 absmax, block 64", "int4 zero-point, block 64", "int4 absmax, block 64", "fp4", "nf4, double")
+    names += ("nvfp4", "mxfp4", "mxfp6", "mxfp8")
     errors = gaussian_errors({name: SCHEMES[name] for name in names}, num_values=2**19)
     assert errors["nf4"] == pytest.approx(0.00845, rel=0.02)
     assert errors["int8 absmax, block 64"] == pytest.approx(3.5e-5, rel=0.02)
@@ -200,6 +204,10 @@ def test_errors_on_a_normal_distribution_are_the_published_ones():
     assert errors["int4 zero-point, block 64"] == pytest.approx(0.00829, rel=0.02)
     assert errors["nf4"] < errors["int4 absmax, block 64"] < errors["fp4"]
     assert errors["nf4"] < errors["nf4, double"] < errors["nf4"] * 1.01
+    assert errors["nf4"] < errors["nvfp4"] < errors["mxfp4"]  # a scale with a mantissa before a power of two
+    # e2m3 and e4m3 have the same mantissa. Blocks of normal values need no range, and the longer format clamps more:
+    # its largest number is 1.75 times the highest power of two, e2m3's is 1.875 times
+    assert errors["mxfp6"] < errors["mxfp8"] < errors["mxfp4"] / 10
 
 
 def test_every_scheme_returns_what_its_quantiser_does_and_counts_its_bits():
