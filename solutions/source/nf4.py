@@ -91,8 +91,8 @@ if result.passed:
     x = torch.linspace(-1.15, 1.15, 200)
     figure, axes = plt.subplots(figsize=(7, 2.6), layout="constrained")
     axes.plot(x, torch.exp(-((2.6 * x) ** 2) / 2), color="#999999")
-    for name, levels, height in (("NF4", normal_float(4), 0.12), ("int4", torch.arange(-8, 8) / 8, -0.12)):
-        axes.plot(levels, torch.full((16,), height), "|", markersize=16, label=name)
+    axes.plot(normal_float(4), torch.full((16,), 0.12), "|", color="#0072B2", markersize=16, label="NF4")
+    axes.plot(torch.arange(-8, 8) / 8, torch.full((16,), -0.12), "|", color="#D55E00", markersize=16, label="int4")
     axes.set(xlabel="weight / largest of 64", yticks=[], ylim=(-0.3, 1.1))
     axes.legend(loc="upper right")
     plt.show()

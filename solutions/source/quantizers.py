@@ -234,6 +234,7 @@ if result.passed:
     axes.loglog(sizes, errors, "o-", color="#0072B2")
     for size, error in zip(sizes, errors):
         axes.annotate(f"{8 + 32 / size:.3g} bits", (size, error), textcoords="offset points", xytext=(4, -12))
+    axes.margins(0.15)
     axes.set(xlabel="numbers of a block", ylabel="root mean square error")
     plt.show()
 
