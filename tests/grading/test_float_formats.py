@@ -214,6 +214,9 @@ WRONG = [
                   says="the same seed gives another result", at_most=0.95)),
     ("3", student("always the same seed", NOISE, NOISE.replace("=generator", "=torch.Generator().manual_seed(7)"),
                   says="another seed gives the same result", at_most=0.95)),
+    ("3", student("seeded from the generator", NOISE,
+                  NOISE.replace("=generator", "=torch.Generator().manual_seed(generator.initial_seed())"),
+                  says="a second call with the same generator", at_most=0.95)),
     ("3", student("fp32 back", ".bfloat16()", "", kind=Kind.WRONG_SHAPE, says="must be bfloat16, yours is float32")),
     ("3", student("zero is NaN", BITS, FLOATS.replace(".clamp(min=1e-30)", "")
                   + f"return (torch.floor(x / step + {UNIFORM}) * step).bfloat16()", says="for x = 0", at_most=0.95)),

@@ -188,6 +188,13 @@ WRONG = [
     ("step", student("masters checked after the update", CHECK, "", "return False",
                      "return not all(m.isfinite().all() for m in masters)", says="masters are checked, "
                      "after", at_most=0.8)),
+    ("step", student("inf becomes 0", CHECK, "bad = not all(m.grad.isfinite().all() for m in masters)\n"
+                     "    for m in masters:\n        m.grad = m.grad.nan_to_num(0.0, 0.0, 0.0)",
+                     "return False", "return bad",
+                     says="what is inf or NaN becomes 0", at_most=0.8)),
+    ("step", student("all becomes 0", CHECK, "bad = not all(m.grad.isfinite().all() for m in masters)\n"
+                     "    for m in masters:\n        m.grad = torch.zeros_like(m.grad) if bad else m.grad",
+                     "return False", "return bad", says="the step is taken with zeros", at_most=0.95)),
     ("step", student("NaN forgotten", CHECK,
                   "if any(master.grad.isinf().any() for master in masters):\n        return True",
                      says="NaN is not counted", at_most=0.95)),

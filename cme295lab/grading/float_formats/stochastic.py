@@ -233,18 +233,23 @@ def _observe_seeds(seed: int, student: Callable[..., Any]) -> Observation:
     x = _between(1.0, torch.linspace(0.05, 0.95, 1000))
 
     def call(x: Tensor) -> Any:
-        return [student(x, torch.Generator().manual_seed(number)) for number in (seed, seed, seed + 1)]
+        results = [student(x, torch.Generator().manual_seed(number)) for number in (seed, seed, seed + 1)]
+        used = torch.Generator().manual_seed(seed)
+        student(x, used)
+        return [*results, student(x, used)]
 
     seen = observe_plainly(call, {"x": x})
     return seen if seen.error is not None or seen.changed_inputs else Observation(outputs={**seen.outputs, "x": x})
 
 
 def _judge_seeds(seen: Observation) -> Outcome:
-    first, again, other = seen.outputs["result"]
+    first, again, other, following = seen.outputs["result"]
     if (refusal := _refuse_result(first, seen.outputs["x"])) is not None:
         return refusal
     if not torch.equal(first, again):
         cause = "the same seed gives another result: draw from the generator that is handed over, generator=generator"
+    elif torch.equal(first, following) and not torch.equal(first, other):
+        cause = "a second call with the same generator gives the same again: draw from it, do not seed another from it"
     elif torch.equal(first, other):
         cause = "another seed gives the same result: nothing is drawn from the generator that is handed over"
     else:

@@ -105,7 +105,9 @@ def _words(gradients: Sequence[Tensor], seed: int) -> str:
 
 
 def _largest_scale(largest: float) -> float:
-    """The largest power of two whose product with a number is below 65504."""
+    """The largest power of two whose product with a number is below 65504; NaN if the number is not positive."""
+    if largest <= 0:
+        return math.nan
     scale = 2.0 ** math.floor(math.log2(_LARGEST / largest))
     return scale if scale * largest < _LARGEST else scale / 2
 

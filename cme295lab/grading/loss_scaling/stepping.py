@@ -44,6 +44,12 @@ MISTAKES = (
         cause="the step is taken although a gradient is inf or NaN, and that is reported: check before the update",
         checked="later",
     ),
+    Mistake(cause="what is inf or NaN becomes 0, and the step is taken: the other gradients are wrong, too. Skip it",
+            checked="zeros"),
+    Mistake(
+        cause="the step is taken with zeros: Adam's moments and its count of steps move all the same. Skip it",
+        checked="all zeros",
+    ),
     Mistake(
         cause="masters are checked, after the step was taken: check the gradients, before the update", checked="masters"
     ),

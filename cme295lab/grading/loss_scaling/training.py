@@ -27,8 +27,9 @@ class Mistake:
             "learning rate" is divided instead.
         inverted: whether gradients are multiplied by the scale instead of divided.
         half: whether they are divided in fp16, before they become fp32.
-        checked: what is looked at: "all", "nothing", "inf" (not NaN), "first" or "last" tensor, "loss", "later" (the
-            step is taken, and reported), or "masters" (likewise, by what became of them).
+        checked: what is looked at: "all", "nothing", "inf" (not NaN), "first" or "last" tensor, "loss". Or the step is
+            taken, and reported: "later", "masters" (by what became of them), "zeros" (with 0 for what is not finite),
+            "all zeros" (with nothing but 0).
         clip: "norm", "none", "each" (tensor by itself), "always" (also what is small enough) or "values".
         rounded: whether masters are rounded to 16 bits after the step.
         copied: whether the 16-bit weights are written.
@@ -186,7 +187,11 @@ def step_with(
     gradients = [weight.grad for weight in weights if weight.grad is not None]
     used = _divided(mistake, gradients, scale)
     bad = _is_bad(mistake, used, loss)
-    skipped = bad and mistake.checked not in ("nothing", "later", "masters")
+    skipped = bad and mistake.checked not in ("nothing", "later", "masters", "zeros", "all zeros")
+    if bad and mistake.checked == "zeros":
+        used = [gradient.nan_to_num(0.0, 0.0, 0.0) for gradient in used]
+    if bad and mistake.checked == "all zeros":
+        used = [torch.zeros_like(gradient) for gradient in used]
     if not skipped:
         used = _clipped(mistake.clip, used, max_norm)
         if mistake.unscale == "after clipping":
