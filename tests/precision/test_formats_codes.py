@@ -137,9 +137,9 @@ def test_formats_of_your_own_are_as_good(format: FloatFormat, dtype: type) -> No
 def test_rounding_is_that_of_rational_arithmetic(format: str | FloatFormat, rounding: str) -> None:
     chosen = FORMATS[format] if isinstance(format, str) else format
     rng = np.random.default_rng(6)
-    spread = np.ldexp(rng.uniform(1, 2, 1500), rng.integers(-1074, 1024, 1500)) * rng.choice([-1, 1], 1500)
+    spread = np.ldexp(rng.uniform(1, 2, 700), rng.integers(-1074, 1024, 700)) * rng.choice([-1, 1], 700)
     inside = max(-1060.0, math.log2(chosen.min_positive) - 4), min(1023.0, math.log2(chosen.max) + 2)
-    near = np.exp2(rng.uniform(*inside, 1500)) * rng.choice([-1, 1], 1500)
+    near = np.exp2(rng.uniform(*inside, 700)) * rng.choice([-1, 1], 700)
     coarse = torch.from_numpy(near).float().double().numpy()
     for dtype, x in ((torch.float64, np.concatenate([spread, near])), (torch.float32, coarse[np.isfinite(coarse)])):
         found = decode(encode(torch.tensor(x, dtype=dtype), chosen, rounding=rounding), chosen).numpy()
@@ -152,7 +152,7 @@ def test_rounding_is_that_of_rational_arithmetic(format: str | FloatFormat, roun
 def test_ties_and_infinity_of_unusual_formats(format: FloatFormat) -> None:
     values = all_values(format)
     numbers = values[values.isfinite()].unique()
-    middles = (numbers[1:] + numbers[:-1]) / 2
+    middles = ((numbers[1:] + numbers[:-1]) / 2)[:: 1 + len(numbers) // 3000]
     expected = [exact_rounding(v, format) for v in middles.tolist()]
     assert decode(encode(middles, format), format).tolist() == expected
     for dtype in (torch.float32, torch.float64):

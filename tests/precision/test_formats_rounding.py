@@ -176,6 +176,20 @@ def test_round_to_keeps_the_dtype_or_says_that_it_cannot() -> None:
         round_to(torch.arange(3), "fp16")
 
 
+def test_many_values_are_looked_up_and_are_the_same() -> None:
+    """More values than codes: a table is made, and the answers must not change."""
+    x = torch.randn(70_001) * 100
+    for name in ("bf16", "fp8_e4m3fn", "fp4_e2m1"):
+        few = torch.cat([round_to(part, name) for part in x[:2000].split(10)])
+        torch.testing.assert_close(round_to(x, name)[:2000], few, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(round_to(x, "bf16"), x.bfloat16().float())
+    small = x.to(torch.bfloat16)
+    assert torch.equal(round_to(small, "fp16"), small.half().bfloat16())
+    small[69_000] = 1e5
+    with pytest.raises(ValueError, match=r"65504.0 of fp16 is no value of torch.bfloat16"):
+        round_to(small, "fp16", saturate=True)
+
+
 def test_describe_takes_a_number_apart() -> None:
     number = describe(-1.5, "fp16")
     assert (number.sign, number.exponent, number.mantissa, number.kind) == (1, 15, 512, "normal")

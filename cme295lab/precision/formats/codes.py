@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float, Float64, Integer
+from jaxtyping import Float, Float64, Integer, Shaped
 from torch import Tensor
 
 from cme295lab.precision.formats.description import FORMATS, FloatFormat, get_format
@@ -104,7 +104,7 @@ def encode(
     source = _source_of(values.dtype, chosen, rounding)
     codes = torch.empty(values.shape, dtype=code_dtype(chosen), device=values.device)
     inputs, outputs = values.reshape(-1), codes.view(-1)
-    step = CHUNK_VALUES if values.device.type == "cpu" else max(1, inputs.numel())
+    step = _chunk_length(inputs)
     for start in range(0, inputs.numel(), step):
         bits = inputs[start : start + step].to(source.float_dtype).view(source.int_dtype)
         outputs[start : start + step] = _encode_bits(bits, chosen, source, rounding, saturate, generator)
@@ -125,19 +125,21 @@ def decode(codes: Integer[Tensor, "*shape"], format: str | FloatFormat) -> Float
         [448.0, nan, -0.001953125]
     """
     chosen = get_format(format)
-    if codes.is_floating_point() or codes.is_complex() or codes.dtype is torch.bool:
-        raise TypeError(f"codes must be integers, got {codes.dtype}: encode() makes them")
-    wide = codes.to(torch.int64)
-    if chosen.num_bits < 64 and wide.numel() and (int(wide.min()) < 0 or int(wide.max()) >= chosen.num_codes):
-        raise ValueError(
-            f"codes of {chosen.name} must be 0 to {chosen.num_codes - 1}, got {int(wide.min())} to {int(wide.max())}: "
-            f"bits that were read as a signed integer need `& {chosen.num_codes - 1:#x}`"
-        )
-    magnitude = wide & ((1 << (chosen.exponent_bits + chosen.mantissa_bits)) - 1)
-    values = _decode_magnitude(magnitude, chosen)
-    if chosen.signed:
-        values = torch.where((wide & _as_int64(chosen.sign_bit)) != 0, -values, values)
+    _check_codes(codes, chosen)
+    if chosen.num_bits <= 16 and codes.numel() > chosen.num_codes:
+        return look_up(all_values(chosen).to(codes.device), codes)
+    values = torch.empty(codes.shape, dtype=torch.float64, device=codes.device)
+    inputs, outputs = codes.reshape(-1), values.view(-1)
+    step = _chunk_length(inputs)
+    for start in range(0, inputs.numel(), step):
+        outputs[start : start + step] = _decode_bits(inputs[start : start + step].to(torch.int64), chosen)
     return values
+
+
+def look_up(table: Shaped[Tensor, " codes"], codes: Integer[Tensor, "*shape"]) -> Shaped[Tensor, "*shape"]:
+    """Entries of a table with one for each code: what decoding is where there are more values than codes."""
+    index = codes.reshape(-1)
+    return table.index_select(0, index if index.dtype is torch.int32 else index.to(torch.int64)).view(codes.shape)
 
 
 def all_values(format: str | FloatFormat) -> Float64[Tensor, " codes"]:
@@ -291,6 +293,12 @@ def _shift_scale(integer: Tensor, shift: int, rounding: Rounding, generator: tor
     return (integer if rounding == "zero" else integer + (1 << (shift - 1))) >> shift
 
 
+def _decode_bits(codes: Tensor, format: FloatFormat) -> Tensor:
+    """Float64 values of int64 codes."""
+    values = _decode_magnitude(codes & ((1 << (format.exponent_bits + format.mantissa_bits)) - 1), format)
+    return torch.where((codes & _as_int64(format.sign_bit)) != 0, -values, values) if format.signed else values
+
+
 def _decode_magnitude(magnitude: Tensor, format: FloatFormat) -> Tensor:
     """Float64 values of int64 codes without sign."""
     wide = _FLOAT64.format
@@ -318,6 +326,23 @@ def _source_of(dtype: torch.dtype, format: FloatFormat, rounding: Rounding) -> _
 def _as_int64(bits: int) -> int:
     """64 bits as the signed integer that PyTorch takes them for."""
     return bits - (1 << 64) if bits >= 1 << 63 else bits
+
+
+def _chunk_length(flat: Tensor) -> int:
+    return CHUNK_VALUES if flat.device.type == "cpu" else max(1, flat.numel())
+
+
+def _check_codes(codes: Tensor, format: FloatFormat) -> None:
+    if codes.is_floating_point() or codes.is_complex() or codes.dtype is torch.bool:
+        raise TypeError(f"codes must be integers, got {codes.dtype}: encode() makes them")
+    if format.num_bits == 64 or codes.numel() == 0:
+        return
+    lowest, highest = (int(edge) for edge in torch.aminmax(codes))
+    if lowest < 0 or highest >= format.num_codes:
+        raise ValueError(
+            f"codes of {format.name} must be 0 to {format.num_codes - 1}, got {lowest} to {highest}: bits that were "
+            f"read as a signed integer need `& {format.num_codes - 1:#x}`"
+        )
 
 
 def _check_input(x: Tensor, rounding: str, generator: torch.Generator | None) -> None:

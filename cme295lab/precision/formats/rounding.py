@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cme295lab.precision.formats.codes import Rounding, decode, encode
+from cme295lab.precision.formats.codes import Rounding, all_values, decode, encode, look_up
 from cme295lab.precision.formats.description import FloatFormat, get_format
 
 Kind = Literal["zero", "subnormal", "normal", "infinity", "nan"]
@@ -80,14 +80,25 @@ def round_to(
         >>> round_to(torch.tensor([2049.0, 65519.0, 65520.0]), "fp16").tolist()
         [2048.0, 65504.0, inf]
     """
-    codes = encode(x, format, rounding=rounding, saturate=saturate, generator=generator)
-    values = decode(codes, format)
-    rounded = values.to(x.dtype)
-    lost = (rounded.to(torch.float64) != values) & ~values.isnan()
-    if bool(lost.any()):
-        name, value = get_format(format).name, float(values[lost].reshape(-1)[0])
-        raise ValueError(f"{value!r} of {name} is no value of {x.dtype}, x's dtype: give x.float() or x.double()")
+    chosen = get_format(format)
+    codes = encode(x, chosen, rounding=rounding, saturate=saturate, generator=generator)
+    if chosen.num_bits <= 16 and codes.numel() > chosen.num_codes:
+        values = all_values(chosen).to(codes.device)
+        rounded, fits = _cast(values, x.dtype)
+        if bool(fits.all()) or bool(look_up(fits, codes).all()):
+            return look_up(rounded, codes)
+    values = decode(codes, chosen)
+    rounded, fits = _cast(values, x.dtype)
+    if not bool(fits.all()):
+        lost, dtype = float(values[~fits].reshape(-1)[0]), x.dtype
+        raise ValueError(f"{lost!r} of {chosen.name} is no value of {dtype}, x's dtype: give x.float() or x.double()")
     return rounded
+
+
+def _cast(values: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Float64s in another dtype, and which of them it holds."""
+    narrow = values.to(dtype)
+    return narrow, (narrow.to(torch.float64) == values) | values.isnan()
 
 
 def describe(
