@@ -56,6 +56,8 @@ def quality_figure(rows: Sequence[Measured]) -> Picture:
     axes.set_xticks([], minor=True)
     axes.set_yticks([1, 1.25, 1.5, 2, 3], labels=["1", "1.25", "1.5", "2", "3"], minor=False)
     axes.set_yticks([], minor=True)
+    worst = max(row.perplexity for row in rows) / best
+    axes.set_ylim(0.97, 1.12 * min(max(worst, 1.25), _RUINED))
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
     axes.spines[["top", "right"]].set_visible(False)
     return picture

@@ -205,8 +205,8 @@ for name, values in (("x, both signs ", x), ("y, mostly one", y)):
 # %% [markdown]
 # ## 7. Weights, blocks and one bad neighbour
 #
-# Real tensors share a scale among many weights. Which ones share decides almost everything. Below, a histogram of
-# weights, the levels they are rounded to, and all schemes on the same weights: bits per weight against signal to noise.
+# Zero-point wins where numbers lie to one side; for `x`, five numbers decide by luck. In a real tensor, *which* weights
+# share a scale matters more. Below: weights, the levels they are rounded to, and all schemes on the same weights.
 #
 # **Predict**, then try with `absmax`, 4 bits, one scale for the tensor:
 #
