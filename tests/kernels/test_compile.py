@@ -10,7 +10,8 @@ import triton
 
 from cme295lab import hardware, simulator
 from cme295lab.attention.block_sizes import CONFIGS
-from cme295lab.kernels import adamw, flash_attention, matmul, softmax, standard_attention
+from cme295lab.kernels import adamw, flash_attention, matmul, nf4, softmax, standard_attention
+from cme295lab.quantization.four_bit_kernels import choose_tiles
 
 pytestmark = pytest.mark.needs_triton  # its compiler
 
@@ -195,10 +196,62 @@ def test_fused_adamw_rounds_where_the_reference_does(compute_capability):
     assert "div.rn.f32" in ptx[False]
 
 
+def four_bit_weight(num_weights: int) -> tuple[torch.Tensor, ...]:
+    """Packed codes, scales and levels."""
+    float32 = {"dtype": torch.float32}
+    return tensor(num_weights // 2, 1, dtype=torch.uint8), tensor(num_weights // 64, **float32), tensor(16, **float32)
+
+
+@pytest.mark.parametrize(("device", "block_size"), [("A100", 64), ("H100", 64), ("H100", 4096), ("B200", 64)])
+def test_kernels_that_quantize_and_dequantize_compile_and_move_wide_words(device, block_size):
+    n = 4096 * 64
+    (packed, absmax, code), w = four_bit_weight(n), tensor(n)
+    constants = {"device": device, "BLOCK_SIZE": block_size, "NUM_BLOCKS": max(1, 2048 // block_size)}
+    for compiled in (
+        simulator.compile_report(nf4.quantize_kernel, w, code, packed, absmax, n, n // 2, -(2**60), **constants),
+        simulator.compile_report(nf4.dequantize_kernel, packed, absmax, code, w, n, n // 2, **constants),
+    ):
+        assert compiled.fits
+        assert compiled.spill_bytes == 0
+        assert not [w for w in compiled.warnings if "narrow" in w]
+
+
+@cache
+def compile_four_bit_matmul(num_rows: int, inner: int, dtype: torch.dtype, device: str):
+    """The product with a 4-bit weight of 4,096 rows, in the tiles that are chosen for these rows of x."""
+    cut = choose_tiles(num_rows, inner, 64, dtype)
+    x, y, bias = tensor(num_rows, inner, dtype=dtype), tensor(num_rows, 4096, dtype=dtype), tensor(4096, dtype=dtype)
+    return cut, simulator.compile_report(
+        nf4.dequantize_matmul_kernel, x, *four_bit_weight(4096 * inner), bias, y, num_rows, 4096, inner,
+        *x.stride(), *y.stride(), device=device, BLOCK_SIZE=64, BLOCK_M=cut.block_m, BLOCK_N=cut.block_n,
+        BLOCK_K=cut.block_k, GROUP_M=8, WHOLE_BLOCKS=inner % 64 == 0, HAS_BIAS=True,
+        PRECISION="ieee" if dtype is torch.float32 else "tf32", num_warps=cut.num_warps,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("device", DEVICES.values())
+@pytest.mark.parametrize("num_rows", [1, 128, 512])
+def test_products_with_4_bit_weights_keep_everything_in_registers(num_rows, device):
+    cut, compiled = compile_four_bit_matmul(num_rows, 4096, torch.bfloat16, device)
+    assert compiled.shared_bytes <= SMALLEST_SHARED_BYTES
+    assert compiled.uses_tensor_cores
+    assert compiled.spill_bytes == 0
+    assert not [w for w in compiled.warnings if "narrow" in w]
+    assert compiled.main_loop.source_dot_flops == 2 * cut.block_m * cut.block_n * cut.block_k
+    assert compiled.main_loop.mix["async copies"] > 0  # the next codes and rows of x are on their way
+
+
+@pytest.mark.parametrize(("inner", "dtype"), [(4096, torch.float32), (4000, torch.bfloat16)], ids=str)
+def test_products_in_fp32_and_of_rows_that_are_not_whole_blocks_compile(inner, dtype):
+    _, compiled = compile_four_bit_matmul(512, inner, dtype, "H100")
+    assert compiled.spill_bytes == 0
+    assert compiled.uses_tensor_cores == (dtype is torch.bfloat16)  # they would round fp32 to TF32
+
+
 def test_kernels_import_triton_and_nothing_else(repository):
     files = sorted((repository / "kernels").glob("*.py"))
     assert [f.stem for f in files] == [
-        "__init__", "adamw", "flash_attention", "matmul", "softmax", "standard_attention",
+        "__init__", "adamw", "flash_attention", "matmul", "nf4", "softmax", "standard_attention",
     ]  # fmt: skip
     for file in files:
         for node in ast.walk(ast.parse(file.read_text())):
