@@ -8,7 +8,7 @@ Four-bit weights, in this order: ``codebooks`` (the 16 levels), ``four_bit`` (a 
 scale per block, the nearest level, two codes to a byte), ``four_bit_fast`` (the same quickly), ``nf4`` and ``fp4`` (the
 two types by name), ``double_quantization`` (the scales in 8 bits), ``files`` (the layout that bitsandbytes reads and
 writes), ``linear4bit`` (a layer whose weight stays in 4 bits), ``quantized_models`` (all linear layers of a model, in
-place).
+place), ``four_bit_kernels`` (the same on a GPU, and products that never write the weight out).
 """
 
 from __future__ import annotations
@@ -100,6 +100,7 @@ _MODULES = (
     "files",
     "four_bit",
     "four_bit_fast",
+    "four_bit_kernels",
     "four_bit_steps",
     "fp4",
     "integers",
