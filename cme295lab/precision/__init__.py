@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     from cme295lab.precision.autocast import HIGH_OPERATORS, LOW_OPERATORS, autocast_like
     from cme295lab.precision.block_formats import MX_ELEMENTS, BlockScaled, quantize_mx, quantize_nvfp4
     from cme295lab.precision.comparison import MAIN_POLICIES, compare_policies
-    from cme295lab.precision.formats.codes import Rounding, all_values, code_dtype, decode, encode, neighbours
+    from cme295lab.precision.formats.bits import Rounding
+    from cme295lab.precision.formats.codes import all_values, code_dtype, decode, encode, neighbours
     from cme295lab.precision.formats.description import FORMATS, FloatFormat, get_format
     from cme295lab.precision.formats.rounding import Number, describe, describe_code, round_to
     from cme295lab.precision.loss_scaling import LossNeverFinite, LossScaler, LossScaling
@@ -55,7 +56,7 @@ _HOME = {
     "FORMATS": "formats.description",
     "FloatFormat": "formats.description",
     "Number": "formats.rounding",
-    "Rounding": "formats.codes",
+    "Rounding": "formats.bits",
     "all_values": "formats.codes",
     "code_dtype": "formats.codes",
     "decode": "formats.codes",

@@ -48,7 +48,11 @@ def test_every_pattern_decodes_as_in_torch(name: str) -> None:
     patterns = torch.arange(FORMATS[name].num_codes)
     narrow = patterns.to(torch.int16 if FORMATS[name].num_bits == 16 else torch.uint8)
     expected = narrow.view(TORCH_DTYPES[name]).to(torch.float64)
-    torch.testing.assert_close(decode(patterns, name), expected, rtol=0, atol=0, equal_nan=True)
+    unsigned = narrow.view(torch.uint16) if FORMATS[name].num_bits == 16 else narrow
+    for codes in (patterns, unsigned):
+        torch.testing.assert_close(decode(codes, name), expected, rtol=0, atol=0, equal_nan=True)
+    twice = decode(torch.cat([unsigned, unsigned]), name)  # more than there are codes: looked up
+    torch.testing.assert_close(twice, expected.repeat(2), rtol=0, atol=0, equal_nan=True)
 
 
 @pytest.mark.parametrize("name", LIBRARY_DTYPES)

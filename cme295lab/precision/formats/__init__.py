@@ -1,7 +1,7 @@
 """Float formats of any width: what their bits mean, and how values are rounded to them.
 
 Read in this order: ``description`` (a format in six numbers, the eleven of the course), ``codes`` (values to codes and
-back, by integer arithmetic), ``rounding`` (tensors rounded to a format; one number taken apart).
+back), ``bits`` (the integer arithmetic under it), ``rounding`` (tensors rounded to a format; one number taken apart).
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from cme295lab._lazy import lazy_names
 
 if TYPE_CHECKING:
-    from cme295lab.precision.formats.codes import Rounding, all_values, code_dtype, decode, encode, neighbours
+    from cme295lab.precision.formats.bits import Rounding
+    from cme295lab.precision.formats.codes import all_values, code_dtype, decode, encode, neighbours
     from cme295lab.precision.formats.description import FORMATS, FloatFormat, get_format
     from cme295lab.precision.formats.rounding import Number, describe, describe_code, round_to
 
@@ -19,7 +20,7 @@ _HOME = {
     "FORMATS": "description",
     "FloatFormat": "description",
     "Number": "rounding",
-    "Rounding": "codes",
+    "Rounding": "bits",
     "all_values": "codes",
     "code_dtype": "codes",
     "decode": "codes",
@@ -30,7 +31,7 @@ _HOME = {
     "neighbours": "codes",
     "round_to": "rounding",
 }
-_MODULES = ("codes", "description", "rounding")
+_MODULES = ("bits", "codes", "description", "rounding")
 
 __all__ = [
     "FloatFormat",

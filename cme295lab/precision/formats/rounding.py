@@ -15,7 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cme295lab.precision.formats.codes import Rounding, all_values, decode, encode, look_up
+from cme295lab.precision.formats.bits import Rounding
+from cme295lab.precision.formats.codes import all_values, decode, encode, look_up
 from cme295lab.precision.formats.description import FloatFormat, get_format
 
 Kind = Literal["zero", "subnormal", "normal", "infinity", "nan"]
