@@ -5,10 +5,10 @@ Whole numbers first: ``integers`` (absmax and zero-point, from 2 to 8 bits, a sc
 ``observers`` (what a model's layers hold), ``schemes`` and ``quality`` (perplexity against bits).
 
 Four-bit weights, in this order: ``codebooks`` (the 16 levels), ``four_bit`` (a tensor in 4 bits), ``four_bit_steps`` (a
-scale per block, the nearest level, two codes to a byte), ``four_bit_fast`` (the same quickly), ``nf4`` and ``fp4`` (the
-two types by name), ``double_quantization`` (the scales in 8 bits), ``files`` (the layout that bitsandbytes reads and
-writes), ``linear4bit`` (a layer whose weight stays in 4 bits), ``quantized_models`` (all linear layers of a model, in
-place), ``four_bit_kernels`` (the same on a GPU, and products that never write the weight out).
+scale per block, the nearest level, two codes to a byte), ``four_bit_fast`` and ``large_pages`` (the same quickly),
+``nf4`` and ``fp4`` (the two types by name), ``double_quantization`` (the scales in 8 bits), ``files`` (the layout that
+bitsandbytes reads and writes), ``linear4bit`` (a layer whose weight stays in 4 bits), ``quantized_models`` (all linear
+layers of a model, in place), ``four_bit_kernels`` (the same on a GPU, and products that never write the weight out).
 """
 
 from __future__ import annotations
@@ -104,6 +104,7 @@ _MODULES = (
     "four_bit_steps",
     "fp4",
     "integers",
+    "large_pages",
     "linear4bit",
     "nf4",
     "observers",

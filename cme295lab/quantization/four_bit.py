@@ -34,6 +34,7 @@ from cme295lab.quantization.codebooks import QuantType, check_quant_type, code_o
 from cme295lab.quantization.double_quantization import DoubleQuantized, double_quantize
 from cme295lab.quantization.four_bit_fast import dequantize_into, quantize_values
 from cme295lab.quantization.four_bit_steps import quantize_values_plainly, unpack
+from cme295lab.quantization.large_pages import empty_in_large_pages
 
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -127,7 +128,7 @@ class FourBitTensor:
         if dtype not in DTYPES:
             raise TypeError(f"dtype must be one of {_names(DTYPES)}, got {dtype}")
         if out is None:
-            out = torch.empty(self.shape, dtype=dtype, device=self.packed.device)
+            out = empty_in_large_pages(self.shape, dtype, self.packed.device)
         elif out.dtype != dtype:
             raise TypeError(f"out is {out.dtype}, and dtype asks for {dtype}: leave dtype out, or give another out")
         elif out.shape != self.shape or out.device != self.packed.device or not out.is_contiguous():

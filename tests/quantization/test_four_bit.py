@@ -10,9 +10,17 @@ import bitsandbytes.functional as theirs
 import pytest
 import torch
 
-from cme295lab.quantization import BLOCK_SIZES, FourBitTensor, fp4, nf4, quantize_four_bit, quantize_plainly
+from cme295lab.quantization import (
+    BLOCK_SIZES,
+    FourBitTensor,
+    four_bit_fast,
+    fp4,
+    large_pages,
+    nf4,
+    quantize_four_bit,
+    quantize_plainly,
+)
 from cme295lab.quantization.four_bit import dequantize_plainly
-from cme295lab.quantization.four_bit_fast import CHUNK_VALUES
 from cme295lab.quantization.four_bit_steps import pack, unpack
 
 MODULES = {"nf4": nf4, "fp4": fp4}
@@ -159,7 +167,7 @@ def test_quantising_what_was_dequantised_changes_nothing() -> None:
         assert torch.equal(again.dequantize(), first.dequantize()), quant_type
 
 
-@pytest.mark.parametrize("shape", [(), (1,), (3, 21), (CHUNK_VALUES + 65,), (5, CHUNK_VALUES)], ids=str)
+@pytest.mark.parametrize("shape", [(), (1,), (3, 21), (4096 + 65,), (5, 4096)], ids=str)
 def test_dequantised_into_given_memory_is_the_same(shape: tuple[int, ...]) -> None:
     for dtype in DTYPES:
         tensor = nf4.quantize(torch.randn(shape))
@@ -167,6 +175,33 @@ def test_dequantised_into_given_memory_is_the_same(shape: tuple[int, ...]) -> No
         assert tensor.dequantize(out=out) is out
         assert torch.equal(out, dequantize_plainly(tensor, dtype))
         assert torch.equal(tensor.dequantize(dtype), out)
+
+
+def test_several_chunks_are_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for dtype in DTYPES:
+        w = torch.randn(3 * 4096 + 77).to(dtype)
+        whole = nf4.quantize(w)
+        monkeypatch.setattr(four_bit_fast, "CHUNK_VALUES", 4096)
+        chunks = nf4.quantize(w)
+        states = (chunks.packed, chunks.absmax, chunks.dequantize())
+        monkeypatch.undo()
+        for one, other in zip((whole.packed, whole.absmax, whole.dequantize()), states, strict=True):
+            assert torch.equal(one, other), dtype
+
+
+def test_large_tensors_ask_for_large_pages_and_hold_the_same_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(large_pages, "_madvise", lambda: lambda *request: asked.append(request) or -1)
+    for size in (large_pages.WORTHWHILE_BYTES // 4, large_pages.WORTHWHILE_BYTES // 4 - 1):
+        tensor = nf4.quantize(torch.randn(size))
+        values = tensor.dequantize()
+        assert torch.equal(values, dequantize_plainly(tensor))
+    assert len(asked) == 1
+    start, length, _ = asked[0]
+    assert start.value % large_pages.PAGE_BYTES == length.value % large_pages.PAGE_BYTES == 0
+    assert length.value <= large_pages.WORTHWHILE_BYTES
+    monkeypatch.setattr(large_pages, "_madvise", lambda: None)  # a system without such a request
+    assert torch.equal(tensor.dequantize(), values)
 
 
 def test_views_are_quantised_in_the_order_of_their_indices() -> None:
