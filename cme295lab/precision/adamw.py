@@ -175,7 +175,9 @@ def adamw_step_unfused(
 ) -> None:
     """The same step by twelve Triton kernels, one for each operator that eager PyTorch would run.
 
-    Per parameter it moves 108 bytes with a 16-bit gradient, and needs two fp32 tensors of working memory.
+    Per parameter it moves 108 bytes with a 16-bit gradient, and needs two fp32 tensors of working memory. The operators
+    of `torch.optim.AdamW(foreach=False)` would move 100: its `lerp_` does the work of `mul_` and `add_` in one pass.
+
     Args and Raises: as for `adamw_step_reference`. CPU tensors run in the simulator.
     """
     from cme295lab.kernels import adamw as kernels
