@@ -12,6 +12,8 @@
 profile = "full"  # "fast": shorter runs, for a quick look
 
 # %%
+from functools import partial
+
 import torch
 
 from cme295lab import precision
@@ -36,7 +38,7 @@ print(f"fp16 has no number between {gap[0].item()} and {gap[1].item()}")
 
 # %% [markdown]
 # The update is smaller than half the gap between two neighbours, so the sum is rounded back to where it was: each time.
-# In fp16 that happens as soon as a weight is more than $2^{11} = 2048$ times its update, in bf16 from $2^8 = 256$ times on.
+# In fp16 that happens as soon as a weight is more than $2^{11} = 2048$ times its update, in bf16 at $2^8 = 256$ times.
 #
 # A gradient of 0.00000001, and a sum of ten thousand ones:
 
@@ -75,9 +77,9 @@ print("fp32:   ", ", ".join(sorted(HIGH_OPERATORS)[:9]), "…")
 # The course's smallest model (0.35 million parameters) on the same batches, with the same seed. fp16 on a CPU is
 # emulated: tensors are true halves, products are computed in fp32 and rounded, which is what a tensor core does.
 #
-# Small runs forgive much. One thing makes large runs different and costs nothing to imitate: a batch of a million
-# tokens is a mean over a million tokens, so each of its 2,048 micro-batches has gradients divided by 2,048. We compute
-# one micro-batch, with gradients as small as there.
+# Small runs forgive much. One thing makes large runs different and costs nothing to imitate: a batch of half
+# a million tokens is a mean over that many, so each of its 1,024 micro-batches has gradients divided by 1,024. We
+# compute one micro-batch, with gradients as small as there.
 
 # %%
 from cme295lab.pretraining.corpora import course_corpus
@@ -105,11 +107,11 @@ def new_model():
 
 
 def warm_up(step):
-    return 4e-3 * min(1, (step + 1) / 10)
+    return 2e-3 * min(1, (step + 1) / 10)
 
 
 results = precision.compare_policies(
-    new_model, batches, learning_rate=warm_up, micro_batches=2048
+    new_model, batches, learning_rate=warm_up, micro_batches=1024
 )
 for name, records in results.items():
     print(f"{name:12} loss {records[0].loss:.3f} → {records[-1].loss:.3f}, {sum(r.skipped for r in records)} skipped")
@@ -118,10 +120,11 @@ for name, records in results.items():
 display(policy_losses(results))
 
 # %% [markdown]
-# Nothing crashed. Both runs without loss scaling learned something: the gradients that were large enough. Without the
-# run in fp32 beside it nobody would know what is missing.
+# Nothing crashed, and no NaN appeared. Both runs without loss scaling learned at first: from the gradients that were
+# large enough. Then what is left of the gradients points elsewhere, and the loss rises. Without the run in fp32 beside
+# it one would look for the fault in the learning rate.
 #
-# With scaling, fp16 lies on top of fp32, and bf16 does so without scaling. Here master weights made no difference, and
+# With scaling, fp16 lies on top of fp32, and bf16 does so without scaling. Master weights alone made no difference, and
 # that is no accident: the learning rate is high, so updates are large. Their turn comes in section 4.
 #
 # ## 3. Which gradients?
@@ -131,7 +134,7 @@ display(policy_losses(results))
 
 # %%
 model = new_model()
-(model.loss(*batches[0]) / 2048).backward()
+(model.loss(*batches[0]) / 1024).backward()
 explorer = LossScaleExplorer(model)
 display(explorer)
 
@@ -159,7 +162,7 @@ print(precision.underflow_report(model, ("fp16", "bf16"), loss_scale=65536.0).me
 scaling = precision.LossScaling(initial_scale=2.0**40, growth_interval=20)
 policy = precision.PrecisionPolicy(compute="fp16", master_weights=True, loss_scaling=scaling)
 run = precision.compare_policies(
-    new_model, batches, {"dynamic": policy}, learning_rate=warm_up, micro_batches=2048
+    new_model, batches, {"dynamic": policy}, learning_rate=warm_up, micro_batches=1024
 )["dynamic"]
 display(scale_trace(run))
 print(f"{sum(record.skipped for record in run)} of {len(run)} steps skipped, final loss {run[-1].loss:.3f}")
@@ -213,8 +216,8 @@ display(policy_losses(small))
 before = {name: weight.clone() for name, weight in trained_model().named_parameters()}
 for name in ("bf16-mixed", "bf16-pure", "bf16-stochastic"):
     training = precision.MixedPrecisionTraining(trained_model(), name, learning_rate=1e-5)
-    for tokens, targets in batches[:20]:
-        training.step(lambda tokens=tokens, targets=targets: training.model.loss(tokens, targets))
+    for batch in batches[:20]:
+        training.step(partial(training.model.loss, *batch))
     weights = training.masters or dict(training.model.named_parameters())
     moved = sum((weights[key].float() != value.bfloat16().float()).sum().item() for key, value in before.items())
     print(f"{name:16} {moved / sum(value.numel() for value in before.values()):.1%} of the weights moved")
@@ -223,15 +226,16 @@ for name in ("bf16-mixed", "bf16-pure", "bf16-stochastic"):
 # Weights in bf16 alone stand still, almost all of them. Two remedies:
 #
 # - *masters*: 4 more bytes per parameter, exact;
-# - *stochastic rounding*: no byte more. An update of a tenth of the gap is made in one of ten steps. Noisy, and right on
-#   average.
+# - *stochastic rounding*: no byte more. An update of a tenth of the gap is made in one of ten steps. Noisy, and right
+#   on average.
 
 # %% tags=["nbval-check-output"]
 weight = torch.full((10_000,), 1.0)
 generator = torch.Generator().manual_seed(0)
 for _ in range(100):
     precision.stochastic_round_(weight.add_(1e-3), "bf16", generator=generator)
-print(f"a hundred updates of 0.001, rounded at random: mean {weight.mean().item():.3f}, spread {weight.std().item():.3f}")
+print("a hundred updates of 0.001, each rounded at random:")
+print(f"mean {weight.mean().item():.3f}, spread {weight.std().item():.3f}")
 
 # %% [markdown]
 # ## 5. What is saved
@@ -242,7 +246,7 @@ print(f"a hundred updates of 0.001, rounded at random: mean {weight.mean().item(
 # %% tags=["nbval-check-output"]
 for name in ("fp32", "fp16-mixed", "bf16-mixed", "bf16-stochastic"):
     training = precision.MixedPrecisionTraining(new_model(), name)
-    training.step(lambda: training.model.loss(*batches[0]))
+    training.step(partial(training.model.loss, *batches[0]))
     held = training.state_bytes()
     print(f"{name:16} weights {held.weights / held.num_parameters:.0f} + gradients "
           f"{held.gradients / held.num_parameters:.0f} + masters {held.masters / held.num_parameters:.0f} + moments "
@@ -322,8 +326,8 @@ for name in ("V100", "A100", "H100"):
                                 if kind in peaks), "TFLOP/s")  # fmt: skip
 
 # %% [markdown]
-# The V100, for which loss scaling was invented, has no bf16. With the A100 most training moved to bf16, and loss scaling
-# went out of use, until fp8, whose range is narrower still: there every tensor has a scale of its own (notebook 08).
+# The V100, for which loss scaling was invented, has no bf16. With the A100 most training moved to bf16, and loss
+# scaling went out of use, until fp8, whose range is narrower still: there every tensor has a scale of its own.
 #
 # ## Exercise
 #
