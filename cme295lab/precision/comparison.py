@@ -9,6 +9,15 @@ Which failure shows depends on the run, and most short runs of small models show
     small updates      fine-tuning, and the end of every schedule, has learning rates of 1e-5: then weights without
                        masters hardly move, in bf16 long before fp16
 
+Measured with course-draft (0.35 million parameters, 120 steps of 512 tokens, losses of the last twelve):
+
+                                                           fp32   pure-fp16   fp16-master   fp16-mixed   bf16-mixed
+    from scratch, 2e-3, 2,048 micro-batches                5.99        7.70          7.70         5.99         5.99
+    trained on, 3e-5, 128 micro-batches                    2.45        2.56          2.52         2.45         2.45
+    trained on, 3e-5, one                                  2.45        2.54          2.45         2.45         2.45
+
+and in the last of these 2.73 with "bf16-pure", which starts from 2.75, and 2.45 with "bf16-stochastic".
+
 AdamW takes no notice of a constant factor in its gradients, but for ε and the clipping norm. Both are divided along, so
 that fp32 gives the same curve with and without `micro_batches`, and what differs is what 16 bits lost.
 """
@@ -82,7 +91,6 @@ def compare_policies(
             training = MixedPrecisionTraining(
                 make_model(), policy, eps=_EPS / micro_batches,
                 clip_norm=None if clip_norm is None else clip_norm / micro_batches,
-                generator=torch.Generator().manual_seed(seed),
             )  # fmt: skip
             results[name] = _train(training, batches, num_steps, rate, loss_of, micro_batches)
     return results

@@ -330,7 +330,7 @@ def test_small_learning_rates_need_masters() -> None:
 
 def test_micro_batches_change_nothing_in_fp32() -> None:
     alone, of_many = (
-        compare_policies(PlainModel, tiny_batches(6), ["fp32"], micro_batches=count, clip_norm=1.0)["fp32"]
+        compare_policies(PlainModel, tiny_batches(6), ["fp32"], micro_batches=count, clip_norm=0.3)["fp32"]
         for count in (1, 1024)
     )
     assert losses(of_many) == pytest.approx(losses(alone), rel=1e-6)
@@ -342,15 +342,16 @@ def test_comparison_repeats_and_leaves_random_numbers_alone() -> None:
         result: Tensor = nn.functional.dropout(model(batch), 0.5).square().mean()
         return result
 
-    torch.manual_seed(5)
-    expected = torch.rand(2)
-    torch.manual_seed(5)
-    options = {"loss": noisy, "num_steps": 4, "seed": 3}
-    runs = [
-        compare_policies(lambda: nn.Linear(3, 3), [torch.ones(2, 3)], {"mine": POLICIES["bf16-stochastic"]}, **options)  # type: ignore[arg-type]
-        for _ in range(2)
-    ]
-    assert torch.equal(torch.rand(2), expected)
+    policies = {"mine": POLICIES["bf16-stochastic"]}
+    runs = []
+    for seed in (5, 6):
+        torch.manual_seed(seed)
+        expected = torch.rand(2)
+        torch.manual_seed(seed)
+        runs.append(
+            compare_policies(lambda: nn.Linear(3, 3), [torch.ones(2, 3)], policies, num_steps=4, loss=noisy, seed=3)
+        )
+        assert torch.equal(torch.rand(2), expected)
     assert runs[0] == runs[1]
     assert [record.step for record in runs[0]["mine"]] == [1, 2, 3, 4]
 

@@ -107,6 +107,9 @@ def test_high_operators_save_what_half_would_lose() -> None:
     with autocast_like(PrecisionPolicy(compute="fp16", fp32_reductions=False)):
         assert x.exp().tolist() == [math.inf, math.inf]
         assert x.float().softmax(0).dtype == HALF
+        wide = torch.tensor([1 + 2.0**-20])
+        assert wide.sum(dtype=torch.float64).item() == 1 + 2.0**-20  # what is asked for is not rounded first
+        assert wide.sum().item() == 1.0
 
 
 @pytest.mark.parametrize("shape", [(4, 8, 3), (1, 1, 1), (7, 13, 5)], ids=str)
@@ -169,6 +172,7 @@ def test_sum_of_ones_stops_at_2048_in_fp16_and_at_256_in_bf16() -> None:
     with autocast_like(ALL_LOW):
         assert ones.sum().item() == 2048
         assert ones.mean().item() == 0.5
+        assert torch.mean(ones.view(-1, 4), 1, keepdim=True).unique().tolist() == [1.0]
     assert sum_in_16_bits(ones.half(), dtype=HALF, chunk=4096).item() == 4096
 
 
