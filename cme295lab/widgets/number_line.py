@@ -53,9 +53,9 @@ class NumberLine(ipywidgets.VBox):
         reaches = [(f"±{value:g}", value) for value in _REACHES]
         places = [(f"{place / _STEPS:+.3g}", place) for place in range(-_STEPS, _STEPS + 1)]
         self.controls: dict[str, Any] = {
-            "number": choice_slider("line", "number", places, number, label="number", width="420px"),
-            "reach": choice_slider("line", "reach", reaches, reach, label="view", width="280px"),
-            "axis": choice_menu("line", "axis", _AXES, axis, label="axis", width="210px"),
+            "number": choice_slider("line", "number", places, number, label="number", width="350px"),
+            "reach": choice_slider("line", "reach", reaches, reach, label="view", width="240px", label_width="50px"),
+            "axis": choice_menu("line", "axis", _AXES, axis, label="axis", width="180px", label_width="50px"),
         }
         self.controls["number"].readout = False  # the text below says it in full
         self._text = ipywidgets.HTML()

@@ -83,13 +83,18 @@ class QuantizerExplorer(ipywidgets.VBox):
             raise ValueError(f"tensors must name one or more matrices, got {shapes}")
         outliers = [("none" if size == 0 else f"{size} σ", size) for size in _OUTLIERS]
         sizes = [(str(size), size) for size in BLOCK_SIZES]
+        bit_choices = [(str(number), number) for number in range(2, 9)]
+        names, first = list(self.tensors), next(iter(self.tensors))
+        size: dict[str, Any] = {"width": "265px", "label_width": "76px"}  # three columns on a notebook's page
         self.controls: dict[str, Any] = {
-            "weights": choice_menu("quantizer", "weights", self.tensors, next(iter(self.tensors)), label="weights"),
-            "scheme": choice_menu("quantizer", "scheme", SCHEMES, scheme, label="scheme"),
-            "granularity": choice_menu("quantizer", "granularity", GRANULARITIES, granularity, label="scale per"),
-            "bits": choice_slider("quantizer", "bits", [(str(n), n) for n in range(2, 9)], bits, label="bits"),
-            "block_size": choice_slider("quantizer", "block_size", sizes, block_size, label="block size"),
-            "outlier": choice_slider("quantizer", "outlier", outliers, outlier, label="outliers"),
+            "weights": choice_menu("quantizer", "weights", names, first, label="weights", **size),
+            "scheme": choice_menu("quantizer", "scheme", SCHEMES, scheme, label="scheme", **size),
+            "granularity": choice_menu(
+                "quantizer", "granularity", GRANULARITIES, granularity, label="scale per", **size
+            ),
+            "bits": choice_slider("quantizer", "bits", bit_choices, bits, label="bits", **size),
+            "block_size": choice_slider("quantizer", "block_size", sizes, block_size, label="block size", **size),
+            "outlier": choice_slider("quantizer", "outlier", outliers, outlier, label="outliers", **size),
         }
         self._compared: dict[tuple[Any, ...], list[SchemePoint]] = {}  # by what they depend on: bits do not change them
         self._text = ipywidgets.HTML()
@@ -244,5 +249,5 @@ def _empty_plot() -> Any:
     plot.update_xaxes(title_text="weight; below: levels of a group", row=2, col=1)
     plot.update_xaxes(title_text="bits per weight", row=1, col=2)
     plot.update_yaxes(title_text="signal to noise, dB", row=1, col=2)
-    margin, legend = {"l": 60, "r": 10, "t": 10, "b": 40}, {"font": {"size": 10}, "x": 0.6, "y": 1}
-    return live_plot(plot, width=900, height=400, margin=margin, bargap=0, legend=legend)
+    margin, legend = {"l": 60, "r": 10, "t": 10, "b": 40}, {"font": {"size": 10}, "x": 0.65, "y": 1}
+    return live_plot(plot, width=850, height=400, margin=margin, bargap=0, legend=legend)
