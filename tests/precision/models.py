@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from cme295lab.precision.mixed_precision import StepRecord
 from cme295lab.transformer.config import ModelConfig
 from cme295lab.transformer.decoder import AttentionKind, DecoderLM
 
@@ -11,6 +12,18 @@ TINY = ModelConfig(
     name="tiny", num_layers=2, dim=24, mlp_dim=40, vocab_size=61, num_heads=3, num_kv_heads=1, max_seq=32,
     tied_head=True,
 )  # fmt: skip
+
+
+class OneWeight(nn.Module):
+    """A number, whose gradient is the factor that the loss has."""
+
+    def __init__(self, value: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor([value]))
+
+    def loss(self, factor: float) -> Tensor:
+        """The weight times the factor."""
+        return (self.weight * factor).sum()
 
 
 class PlainModel(nn.Module):
@@ -58,3 +71,8 @@ def tiny_batches(count: int, rows: int = 5, seq: int = 13) -> list[tuple[Tensor,
         tokens = torch.stack(columns, dim=1)
         batches.append((tokens[:, :-1], tokens[:, 1:]))
     return batches
+
+
+def losses(records: list[StepRecord]) -> list[float]:
+    """The curve of a training."""
+    return [record.loss for record in records]
