@@ -7,7 +7,6 @@ attention keeps N x N probabilities.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any, Literal
 
 import torch
@@ -15,11 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cme295lab import simulator
 from cme295lab.attention.block_sizes import AttentionConfigs, LaunchConfig, choose_configs, next_block
 from cme295lab.attention.standard import standard_attention
 from cme295lab.attention.tiled import tiled_attention
-from cme295lab.attention.validation import can_run_kernels, check_kernel_inputs
+from cme295lab.attention.validation import check_kernel_inputs
+from cme295lab.simulator.placement import input_precision, place_to_run
 
 Backend = Literal["auto", "triton", "tiled", "standard"]
 
@@ -178,23 +177,6 @@ def flash_query_grad(
             GROUP=heads // k.shape[1], CAUSAL=causal, **_dims(q), **_tiles(q, config),
         )  # fmt: skip
     return dq
-
-
-def place_to_run(tensor: Tensor) -> contextlib.AbstractContextManager[object]:
-    """The tensor's GPU, or the simulator.
-
-    It is turned on if need be: a backward pass may come after the `with` block of its forward pass has ended.
-    """
-    if tensor.device.type == "cuda":
-        return torch.cuda.device(tensor.device)
-    if can_run_kernels(tensor):
-        return contextlib.nullcontext()
-    return simulator.enabled()
-
-
-def input_precision(dtype: torch.dtype) -> str:
-    """How fp32 products are formed: in fp32 ("ieee"), unless torch.set_float32_matmul_precision allowed TF32."""
-    return "ieee" if dtype is torch.float32 and torch.get_float32_matmul_precision() == "highest" else "tf32"
 
 
 def _dims(q: Tensor) -> dict[str, int]:

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from cme295lab.attention.block_sizes import next_block
-from cme295lab.attention.flash import input_precision, place_to_run
 from cme295lab.attention.validation import check_kernel_inputs
+from cme295lab.simulator.placement import input_precision, place_to_run
 
 MAX_LEN_K = 65536  # the softmax kernels hold a whole row on chip
 _BLOCK = 64  # tile of the products, and depth of each step of a sum

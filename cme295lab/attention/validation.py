@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from cme295lab import simulator
+from cme295lab.simulator.placement import can_run_kernels
 
 MIN_HEAD_DIM, MAX_HEAD_DIM = 16, 128
 KERNEL_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -105,8 +105,3 @@ def check_block_size(name: str, value: int, smallest: int = 16) -> None:
         raise TypeError(f"{name} must be an int, got {type(value).__name__}")
     if value < smallest or value & (value - 1):
         raise ValueError(f"{name} must be a power of two and at least {smallest}, got {value}; 64 is a good start")
-
-
-def can_run_kernels(tensor: Tensor) -> bool:
-    """Whether a Triton launch on this tensor would run: on a CUDA device, or on the CPU in the simulator."""
-    return tensor.device.type == "cuda" or (tensor.device.type == "cpu" and simulator.is_enabled())

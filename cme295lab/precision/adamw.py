@@ -35,7 +35,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
-from cme295lab.attention.flash import place_to_run
+from cme295lab.simulator.placement import place_to_run
 
 FUSED_BYTES_PER_PARAMETER = 28  # with a 16-bit gradient: 14 read, 14 written
 UNFUSED_BYTES_PER_PARAMETER = 108

@@ -24,9 +24,9 @@ import torch
 from jaxtyping import Float, Float32, UInt8
 from torch import Tensor
 
-from cme295lab.attention.flash import input_precision, place_to_run
 from cme295lab.quantization.codebooks import midpoints
 from cme295lab.quantization.four_bit import DTYPES, check_block_size
+from cme295lab.simulator.placement import input_precision, place_to_run
 
 _VALUES_PER_PROGRAM = 2048  # of quantising and dequantising; larger blocks come one at a time
 _GROUP_M = 8

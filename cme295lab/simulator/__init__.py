@@ -1,10 +1,9 @@
 """Runs Triton kernels on a CPU, all programs of the grid at once, and counts what they do.
 
 Read in this order: `launch` (one launch, from arguments to batches), `interpreter` and `expressions` (a kernel's
-    syntax tree), `values`
-(blocks and pointers), `arithmetic`, `access` and `atomics` (what operations do), `divergence` (programs that take
-different paths), `language` (the functions of `triton.language`), `trace` (what was counted). `frontend` is the only
-module that touches Triton.
+syntax tree), `values` (blocks and pointers), `arithmetic`, `access` and `atomics` (what operations do), `divergence`
+(programs that take different paths), `language` (the functions of `triton.language`), `trace` (what was counted),
+`placement` (GPU or simulator, by tensor). `frontend` is the only module that touches Triton.
 
     with simulator.trace(device="A100") as t:
         flash_attention(q, k, v, causal=True)
