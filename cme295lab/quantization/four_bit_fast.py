@@ -68,15 +68,22 @@ def dequantize_into(
     chunk = CHUNK_VALUES if out.device.type == "cpu" else max(num_whole, 1)
     size = min(chunk, num_whole)
     positions = torch.empty(size // 2, dtype=torch.int32, device=out.device)
-    levels = torch.empty(0 if out.dtype == torch.float32 else size, dtype=torch.float32, device=out.device)
-    for start in range(0, num_whole, chunk):
-        end = min(start + chunk, num_whole)
-        where = positions[: (end - start) // 2].copy_(packed[start // 2 : end // 2])
-        result = out[start:end]
-        values = result if out.dtype == torch.float32 else levels[: end - start]
-        torch.index_select(pairs, 0, where, out=values.view(torch.int64))
-        values.view(-1, block_size).mul_(absmax[start // block_size : end // block_size].unsqueeze(1))
-        if out.dtype != torch.float32:
+    # A pair can be written in place where two fp32 numbers of `out` are one 64-bit number: not from an odd offset on.
+    direct = out.dtype == torch.float32 and out.storage_offset() % 2 == 0
+    scratch = torch.empty(0 if direct else size, dtype=torch.float32, device=out.device)
+    parts = zip(
+        out[:num_whole].split(chunk),
+        packed[: num_whole // 2].split(chunk // 2),
+        absmax[: num_whole // block_size].unsqueeze(1).split(chunk // block_size),
+        strict=True,
+    )
+    for result, pair_codes, scales in parts if num_whole else ():
+        values = result if direct else scratch[: result.numel()]
+        torch.index_select(
+            pairs, 0, positions[: pair_codes.numel()].copy_(pair_codes), out=values.view(torch.int64)
+        )
+        values.view(-1, block_size).mul_(scales)
+        if not direct:
             result.copy_(values)
     if num_whole < num_values:
         rest = pairs[packed[num_whole // 2 :].int()].view(torch.float32)[: num_values - num_whole]

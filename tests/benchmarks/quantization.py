@@ -107,7 +107,7 @@ def _four_bit_rows(dtype: torch.dtype, repeats: int) -> Iterator[FourBitSpeed]:
     assert torch.equal(ours.packed, packed), "bytes differ"
     assert torch.equal(ours.absmax, state.absmax), "scales differ"
     assert torch.equal(ours.dequantize(), theirs.dequantize_4bit(packed, state)), "values differ"
-    memory = torch.empty_like(w)
+    memory = ours.dequantize()
 
     def row(operation: str, goal: float, run: Callable[[], object], peer: Callable[[], object]) -> FourBitSpeed:
         seconds, peer_seconds = medians(run, peer, repeats=repeats)

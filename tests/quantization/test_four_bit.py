@@ -177,6 +177,16 @@ def test_dequantised_into_given_memory_is_the_same(shape: tuple[int, ...]) -> No
         assert torch.equal(tensor.dequantize(dtype), out)
 
 
+def test_memory_may_start_anywhere() -> None:
+    """Two fp32 numbers are moved as one of 64 bits, which an odd place in its memory does not allow."""
+    tensor = nf4.quantize(torch.randn(130))
+    for dtype in DTYPES:
+        for place in (0, 1, 2, 3):
+            out = torch.zeros(140, dtype=dtype)[place : place + 130]
+            tensor.dequantize(out=out)
+            assert torch.equal(out, dequantize_plainly(tensor, dtype)), (dtype, place)
+
+
 def test_several_chunks_are_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
     for dtype in DTYPES:
         w = torch.randn(3 * 4096 + 77).to(dtype)
