@@ -71,6 +71,8 @@ class FourBitTensor:
             raise TypeError(f"dtype must be one of {_names(DTYPES)}, got {self.dtype}")
         if self.packed.dtype != torch.uint8:
             raise TypeError(f"packed must be torch.uint8, got {self.packed.dtype}")
+        if self.num_values == 0:
+            raise ValueError(f"shape {tuple(self.shape)} has no values")
         num_bytes = (self.num_values + 1) // 2
         if tuple(self.packed.shape) != (num_bytes, 1):
             raise ValueError(
@@ -211,7 +213,7 @@ def check_block_size(block_size: int) -> None:
     Raises:
         ValueError: naming them.
     """
-    if isinstance(block_size, bool) or block_size not in BLOCK_SIZES:
+    if not isinstance(block_size, int) or block_size not in BLOCK_SIZES:
         raise ValueError(f"block_size must be one of {', '.join(map(str, BLOCK_SIZES))}, got {block_size!r}")
 
 

@@ -270,7 +270,7 @@ def test_what_cannot_be_quantised_is_refused() -> None:
             nf4.quantize(torch.ones(64, dtype=dtype))
     with pytest.raises(TypeError, match=r"w must be a torch.Tensor, got list"):
         nf4.quantize([1.0, 2.0])
-    for block_size in (0, 16, 63, 65, 8192, -64, True, 64.5, "64"):
+    for block_size in (0, 16, 63, 65, 8192, -64, True, 64.0, "64"):
         with pytest.raises(ValueError, match=r"block_size must be one of 32, 64, 128.* got"):
             fp4.quantize(w, block_size=block_size)
     with pytest.raises(ValueError, match="quant_type must be one of 'nf4', 'fp4', got 'int4'"):
@@ -296,6 +296,7 @@ def test_parts_that_do_not_fit_each_other_are_refused() -> None:
     assert FourBitTensor(**parts).num_values == 64
     for change, message in (
         ({"shape": torch.Size([66])}, r"shape \(66,\) packs into \(33, 1\) bytes, got packed of \(32, 1\)"),
+        ({"shape": torch.Size([64, 0])}, r"shape \(64, 0\) has no values"),
         ({"packed": packed.flatten()}, r"got packed of \(32,\)"),
         ({"absmax": torch.ones(2)}, "64 values in blocks of 64 have 1 scales, got 2"),
         ({"block_size": 32}, "64 values in blocks of 32 have 2 scales, got 1"),
