@@ -1,0 +1,15 @@
+"""From a model that continues text to one that answers, and then the same more cheaply.
+
+``chat`` is where to begin: messages as text and tokens, and which of the tokens carry loss.
+"""
+
+from __future__ import annotations
+
+from cme295lab._lazy import lazy_names
+
+_HOME: dict[str, str] = {}
+_MODULES = ("chat",)
+
+__all__: list[str] = []
+
+__getattr__, __dir__ = lazy_names(__name__, _HOME, _MODULES)

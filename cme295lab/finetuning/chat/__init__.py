@@ -1,0 +1,30 @@
+"""Conversations as training data: text by a template, tokens with a loss mask, packed rows, files.
+
+Read in this order: ``messages`` (a conversation), ``templates`` (how it is written as one text), ``jinja_template`` (a
+template that somebody else wrote), ``masking`` (tokens, and which of them carry loss), ``packing`` (several
+conversations in a row), ``readers`` (conversations from files).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from cme295lab._lazy import lazy_names
+
+if TYPE_CHECKING:
+    from cme295lab.finetuning.chat.messages import Message, as_messages
+    from cme295lab.finetuning.chat.templates import TEMPLATE_NAMES, ChatTemplate, Segment, chat_template
+
+_HOME: dict[str, str] = {
+    "ChatTemplate": "templates",
+    "Message": "messages",
+    "Segment": "templates",
+    "TEMPLATE_NAMES": "templates",
+    "as_messages": "messages",
+    "chat_template": "templates",
+}
+_MODULES = ("messages", "templates")
+
+__all__: list[str] = ["Message", "as_messages", "chat_template", "ChatTemplate", "Segment", "TEMPLATE_NAMES"]
+
+__getattr__, __dir__ = lazy_names(__name__, _HOME, _MODULES)
