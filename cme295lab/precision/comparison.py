@@ -16,7 +16,7 @@ Measured with course-draft (0.35 million parameters, 120 steps of 512 tokens, lo
     trained on, 3e-5, 128 micro-batches                    2.45        2.56          2.52         2.45         2.45
     trained on, 3e-5, one                                  2.45        2.54          2.45         2.45         2.45
 
-and in the last of these 2.73 with "bf16-pure", which starts from 2.75, and 2.45 with "bf16-stochastic".
+and in the last of these 2.73 with "bf16-fp32-states", which starts from 2.75, and 2.45 with "bf16-stochastic".
 
 AdamW takes no notice of a constant factor in its gradients, but for ε and the clipping norm. Both are divided along, so
 that fp32 gives the same curve with and without `micro_batches`, and what differs is what 16 bits lost.

@@ -22,7 +22,8 @@ What it costs, in bytes per parameter that stay between two steps. Adam's two mo
     with master_weights     2         2         4         8           16
     without                 2         2         -         8           12
 
-Mixed precision saves activations and time, not the memory of model states.
+Mixed precision saves activations and time, not the memory of model states. `cme295lab.memory` has policies, too: there
+they say what is stored, here what is computed, and one name means the same bytes in both.
 
 Source: Micikevicius et al. 2018, "Mixed Precision Training", section 3; Kalamkar et al. 2019, "A Study of BFLOAT16 for
 Deep Learning Training".
@@ -99,7 +100,7 @@ POLICIES: Mapping[str, PrecisionPolicy] = MappingProxyType(
         "fp16-master": PrecisionPolicy(compute="fp16", master_weights=True),
         "fp16-mixed": PrecisionPolicy(compute="fp16", master_weights=True, loss_scaling=LossScaling()),
         "bf16-mixed": PrecisionPolicy(compute="bf16", master_weights=True),
-        "bf16-pure": PrecisionPolicy(compute="bf16"),
+        "bf16-fp32-states": PrecisionPolicy(compute="bf16"),
         "bf16-stochastic": PrecisionPolicy(compute="bf16", stochastic_rounding=True),
     }
 )

@@ -10,10 +10,13 @@ from cme295lab.widgets.picture import Picture
 from cme295lab.widgets.training_figures import COLOURS
 
 _DASHES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)))
+_WINDOW = 8  # steps that a point of a line is the mean of: batches differ more than policies do
 
 
 def policy_losses(results: Mapping[str, Sequence[StepRecord]], *, reference: str = "fp32") -> Picture:
     """Losses of one model under several policies, overlaid, and how far each is from the reference.
+
+    Lines are running means over eight steps.
 
     Args:
         results: policy -> records, as `compare_policies` returns them.
@@ -28,11 +31,11 @@ def policy_losses(results: Mapping[str, Sequence[StepRecord]], *, reference: str
     if empty:
         raise ValueError(f"results must have a step for each policy; there is none for {', '.join(empty)}")
     ends = "; ".join(f"{name} {records[-1].loss:.3f} after {len(records)} steps" for name, records in results.items())
-    picture = Picture(f"Losses in nats per token under each policy, at the end: {ends}.", figsize=(9.4, 3.6))
+    picture = Picture(f"Losses in nats per token under each policy, at the end: {ends}.", figsize=(8.6, 3.3))
     losses, distances = picture.subplots(1, 2)
-    exact = [record.loss for record in results[reference]]
+    exact = _running_mean([record.loss for record in results[reference]])
     for (name, records), colour, dash in zip(results.items(), COLOURS, _DASHES * 2, strict=False):
-        steps, values = [record.step for record in records], [record.loss for record in records]
+        steps, values = [record.step for record in records], _running_mean([record.loss for record in records])
         width = 4.0 if name == reference else 1.6
         losses.plot(steps, values, linestyle=dash, color=colour, linewidth=width, alpha=0.9, label=name)
         if name != reference:
@@ -66,6 +69,12 @@ def scale_trace(records: Sequence[StepRecord]) -> Picture:
         axes.legend(frameon=False, fontsize=9)
     _plain(axes)
     return picture
+
+
+def _running_mean(values: Sequence[float]) -> list[float]:
+    """Each value's mean with those before it, up to eight."""
+    windows = (values[max(0, end - _WINDOW) : end] for end in range(1, len(values) + 1))
+    return [sum(window) / len(window) for window in windows]
 
 
 def _plain(*axes: Any) -> None:

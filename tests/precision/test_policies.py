@@ -31,12 +31,12 @@ def test_policies_of_the_course() -> None:
         "fp16-master": ("fp16", True, False, False),
         "fp16-mixed": ("fp16", True, True, False),
         "bf16-mixed": ("bf16", True, False, False),
-        "bf16-pure": ("bf16", False, False, False),
+        "bf16-fp32-states": ("bf16", False, False, False),
         "bf16-stochastic": ("bf16", False, False, True),
     }
     assert get_policy("fp16-mixed").loss_scaling == LossScaling()
     assert get_policy(LOW_SUMS) is LOW_SUMS
-    assert [POLICIES[name].dtype for name in ("fp32", "fp16-master", "bf16-pure")] == [SINGLE, HALF, BRAIN]
+    assert [POLICIES[name].dtype for name in ("fp32", "fp16-master", "bf16-fp32-states")] == [SINGLE, HALF, BRAIN]
 
 
 CASES: dict[str, tuple[Any, torch.dtype | None]] = {  # None: in 16 bits

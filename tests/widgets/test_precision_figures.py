@@ -19,10 +19,16 @@ def test_losses_and_distances_are_drawn_for_each_policy() -> None:
     picture = policy_losses({"fp32": records(8, 7, 6), "pure-fp16": records(8, 7.5), "bf16-mixed": records(8, 7, 6.25)})
     losses, distances = picture.axes
     assert [line.get_label() for line in losses.lines] == ["fp32", "pure-fp16", "bf16-mixed"]
-    assert list(distances.lines[0].get_ydata()) == [1e-6, 0.5]  # no distance is drawn at the lowest place of the axis
-    assert list(distances.lines[1].get_ydata()) == [1e-6, 1e-6, 0.25]
+    assert list(losses.lines[0].get_ydata()) == [8, 7.5, 7]  # running means
+    assert list(distances.lines[0].get_ydata()) == [1e-6, 0.25]  # no distance is drawn at the lowest place of the axis
+    assert list(distances.lines[1].get_ydata()) == pytest.approx([1e-6, 1e-6, 0.25 / 3])
     assert "pure-fp16 7.500 after 2 steps" in picture.alt_text
     assert len(picture.png()) < 120_000
+
+
+def test_a_mean_reaches_eight_steps_back() -> None:
+    picture = policy_losses({"fp32": records(*[9.0] * 8, 1.0)})
+    assert list(picture.axes[0].lines[0].get_ydata()) == [9.0] * 8 + [8.0]
 
 
 def test_scale_and_skipped_steps_are_drawn() -> None:
