@@ -187,15 +187,15 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def main() -> None:
-    """Print all rows."""
-    for row in four_bit_rows():
+def print_rows(storage: list[FourBitSpeed], linear: list[LinearSpeed]) -> None:
+    """One line each."""
+    for row in storage:
         print(
             f"{row.operation:25} {row.dtype:9} {row.seconds * 1e3:7.1f} ms, bitsandbytes "
             f"{row.bitsandbytes_seconds * 1e3:7.1f} ms: {row.speedup:5.2f}x (goal {row.goal}x); peak "
             f"{format_bytes(row.peak_bytes)} against {format_bytes(row.bitsandbytes_peak_bytes)}"
         )
-    for line in linear_rows():
+    for line in linear:
         print(
             f"linear, {'double' if line.double_quant else 'plain':6} {line.dtype:9} {line.seconds * 1e3:7.1f} ms, "
             f"bitsandbytes {line.bitsandbytes_seconds * 1e3:7.1f} ms: {line.speedup:5.2f}x (goal {line.goal}x), in "
@@ -205,4 +205,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    print_rows(four_bit_rows(), linear_rows())

@@ -7,6 +7,8 @@
 - parallel: strategies of data parallelism on real processes, ours and PyTorch's own (some ten minutes).
 - pretraining: learning a vocabulary, in plain Python and with the `tokenizers` library.
 - scaling: fitting a law, against scipy from each start (a minute); minutes of the stored sweep.
+- precision: encoding floats, against ml_dtypes; bytes of AdamW and of 4-bit products, counted.
+- quantization: NF4 and its linear layer, against bitsandbytes (half a minute).
 
 Everything but the paper's table runs on one thread per process. Prints tables and writes build/benchmarks.json.
 """
@@ -200,9 +202,27 @@ def _scaling(_: argparse.Namespace) -> dict[str, Any]:
     return {"scaling": asdict(figures)}
 
 
+def _precision(_: argparse.Namespace) -> dict[str, Any]:
+    from tests.benchmarks import precision, traffic
+
+    encoded, moved = precision.encode_rows(), [*traffic.adamw_rows(), *traffic.four_bit_rows()]
+    precision.print_rows(encoded)
+    traffic.print_rows(moved)
+    return {"encode": encoded, "traffic": [asdict(row) for row in moved]}
+
+
+def _quantization(_: argparse.Namespace) -> dict[str, Any]:
+    from tests.benchmarks.quantization import four_bit_rows, linear_rows, print_rows
+
+    storage, linear = four_bit_rows(), linear_rows()
+    print_rows(storage, linear)
+    return {"four bit": [asdict(row) for row in storage], "linear in 4 bits": [asdict(row) for row in linear]}
+
+
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "simulator": _simulator, "memory": _memory, "transformer": _transformer, "decoding": _decoding,
     "parallel": _parallel, "pretraining": _pretraining, "scaling": _scaling,
+    "precision": _precision, "quantization": _quantization,
 }  # fmt: skip
 
 

@@ -1,6 +1,6 @@
 """Bytes that kernels over few bits move, counted in the simulator: AdamW fused and unfused, 4-bit products.
 
-Run alone: `python -m tests.benchmarks.adamw`. Nothing is timed, so the figures are the same on every machine.
+Run alone: `python -m tests.benchmarks.traffic`. Nothing is timed, so the figures are the same on every machine.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _row(task: str, trace: simulator.Trace, num_elements: int) -> TrafficRow:
     )
 
 
-def traffic_rows(num_parameters: int = 1_000_003) -> list[TrafficRow]:
+def adamw_rows(num_parameters: int = 1_000_003) -> list[TrafficRow]:
     """AdamW with bf16 weights and gradients: all operations in one kernel, and a kernel for each.
 
     Args:
@@ -90,6 +90,6 @@ def print_rows(rows: list[TrafficRow]) -> None:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    adamw = traffic_rows()
+    adamw = adamw_rows()
     print_rows([*adamw, *four_bit_rows()])
     print(f"AdamW unfused moves {adamw[1].distinct_bytes / adamw[0].distinct_bytes:.2f} times the bytes of fused")
