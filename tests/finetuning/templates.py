@@ -5,7 +5,7 @@ Jinja texts as they stand in tokenizers' files of Meta's models and in collectio
 
 from functools import cache
 
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.processors import TemplateProcessing
@@ -59,6 +59,19 @@ CHATML_MARKED = """{%- for message in messages %}
     {{- '<|im_start|>assistant\n' }}
 {%- endif %}"""
 
+LLAMA_3_MARKED = LLAMA_3.replace(
+    "{{ content }}",
+    "{% if message['role'] == 'assistant' %}{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{% generation %}"
+    "{{ message['content'] | trim + '<|eot_id|>' }}{% endgeneration %}{% else %}{{ content }}{% endif %}",
+)
+LLAMA_2_SPOKEN = "{{ ' '  + content.strip() + ' ' + eos_token }}"
+LLAMA_2_MARKED = LLAMA_2.replace(LLAMA_2_SPOKEN, "{% generation %}" + LLAMA_2_SPOKEN + "{% endgeneration %}")
+ALPACA_MARKED = ALPACA.replace(
+    "{{ '### Response:\n' + message['content'] + eos_token + '\n\n' }}",
+    "{{ '### Response:\n' }}{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}{{ '\n\n' }}",
+)
+MARKED = {"chatml": CHATML_MARKED, "llama-3": LLAMA_3_MARKED, "llama-2": LLAMA_2_MARKED, "alpaca": ALPACA_MARKED}
+
 PUBLISHED = {"chatml": CHATML, "llama-3": LLAMA_3, "llama-2": LLAMA_2, "alpaca": ALPACA}
 TOKENS = {
     "chatml": {}, "llama-3": {"bos_token": "<|begin_of_text|>"}, "llama-2": {"bos_token": "<s>", "eos_token": "</s>"},
@@ -82,7 +95,7 @@ CONVERSATIONS = {"short": SHORT, "long": LONG, "open": LONG[1:4], "no system": L
 def tokenizer(begin: str | None = None) -> TextTokenizer:
     """A byte-level vocabulary of 400 tokens that knows all control tokens; `begin` is put before every text."""
     library = Tokenizer(BPE())
-    library.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    library.pre_tokenizer, library.decoder = ByteLevel(add_prefix_space=False), decoders.ByteLevel()
     texts = [message["content"] for message in LONG] + ["user assistant system ### Instruction: Response: [INST]"] * 3
     library.train_from_iterator(
         texts, BpeTrainer(vocab_size=400, special_tokens=CONTROL, initial_alphabet=ByteLevel.alphabet(),

@@ -12,19 +12,37 @@ from typing import TYPE_CHECKING
 from cme295lab._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from cme295lab.finetuning.chat.masking import ChatExample, EncodedChats, add_chat_tokens, encode_chat, encode_chats
     from cme295lab.finetuning.chat.messages import Message, as_messages
     from cme295lab.finetuning.chat.templates import TEMPLATE_NAMES, ChatTemplate, Segment, chat_template
 
 _HOME: dict[str, str] = {
+    "ChatExample": "masking",
     "ChatTemplate": "templates",
+    "EncodedChats": "masking",
     "Message": "messages",
     "Segment": "templates",
     "TEMPLATE_NAMES": "templates",
+    "add_chat_tokens": "masking",
     "as_messages": "messages",
     "chat_template": "templates",
+    "encode_chat": "masking",
+    "encode_chats": "masking",
 }
-_MODULES = ("messages", "templates")
+_MODULES = ("jinja_template", "masking", "messages", "templates")
 
-__all__: list[str] = ["Message", "as_messages", "chat_template", "ChatTemplate", "Segment", "TEMPLATE_NAMES"]
+__all__: list[str] = [
+    "Message",
+    "as_messages",
+    "chat_template",
+    "ChatTemplate",
+    "Segment",
+    "TEMPLATE_NAMES",
+    "encode_chat",
+    "encode_chats",
+    "ChatExample",
+    "EncodedChats",
+    "add_chat_tokens",
+]
 
 __getattr__, __dir__ = lazy_names(__name__, _HOME, _MODULES)
