@@ -5,7 +5,7 @@ import functools
 import itertools
 import linecache
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import triton
 import triton.language as tl
 
 from cme295lab import simulator
+from cme295lab.grading import checks
 from cme295lab.grading.result import CheckResult, Kind
 
 SOLUTIONS = Path(__file__).parents[2] / "solutions" / "source"
@@ -101,3 +102,29 @@ def assert_refused(result: CheckResult, made: Student) -> None:
     assert result.score <= made.at_most, result.message
     for words in made.says:
         assert words in result.message, result.message
+
+
+def handed_in(topic: str, cell: str, names: str | Sequence[str], made: Student, **given: Any) -> Any:
+    """What a student hands in for a part: the function of that name, or several as a tuple.
+
+    Args:
+        topic: of the solution.
+        cell: its grade_id.
+        names: of the function, or of the functions.
+        made: the student.
+        given: names that cells before this one have defined.
+    """
+    found = written(topic, cell, *made.changes, given=given)
+    return found[names] if isinstance(names, str) else tuple(found[name] for name in names)
+
+
+def assert_stubs_and_results_are_told_apart(exercise: str, cell: str, names: str | Sequence[str]) -> None:
+    """A stub is not attempted, a number instead of a function is told what is wanted, and there are three hints."""
+    source = "def stub(*arguments):\n    raise NotImplementedError()\n"
+    topic = exercise.partition("/")[0]
+    stub = written(topic, cell, (cells(topic)[cell], source))["stub"]
+    stubs = stub if isinstance(names, str) else (stub,) * len(names)
+    assert checks.run(exercise, stubs).kind is Kind.NOT_ATTEMPTED
+    assert (names if isinstance(names, str) else names[0]) in checks.run(exercise, 3.0).message
+    for level in (1, 2, 3):
+        assert checks.hint(exercise, level).text

@@ -9,7 +9,7 @@ from cme295lab.grading import checks
 from cme295lab.grading.decoding import beams, top_k, top_p, truncation
 from cme295lab.grading.result import Kind
 from cme295lab.transformer.decoding import keep_top_k, keep_top_p
-from tests.grading.students import Student, assert_refused, student, written
+from tests.grading.students import Student, assert_refused, assert_stubs_and_results_are_told_apart, handed_in, student
 
 HIDDEN = {
     "1": {"seed": 295, "rows": 9, "vocab": 31, "top_k": 7},
@@ -184,8 +184,7 @@ WRONG = [
 
 
 def of(part: str, made: Student):
-    cell, name = CELLS[part]
-    return written("decoding", cell, *made.changes)[name]
+    return handed_in("decoding", *CELLS[part], made)
 
 
 @pytest.mark.parametrize("hidden", [False, True], ids=["visible", "hidden"])
@@ -204,20 +203,7 @@ def test_wrong_answers_fail_with_their_mistake_named(part: str, made: Student) -
 
 @pytest.mark.parametrize("part", CELLS)
 def test_stubs_and_results_are_told_apart(part: str) -> None:
-    cell, name = CELLS[part]
-    source = "def stub(*arguments):\n    raise NotImplementedError()\n"
-    stub = written("decoding", cell, *((inspect_body(part), source),))["stub"]
-    assert checks.run(f"decoding/{part}", stub).kind is Kind.NOT_ATTEMPTED
-    assert name in checks.run(f"decoding/{part}", 3.0).message
-    for level in (1, 2, 3):
-        assert checks.hint(f"decoding/{part}", level).text
-
-
-def inspect_body(part: str) -> str:
-    """The whole solution cell, to be replaced."""
-    from tests.grading.students import cells
-
-    return cells("decoding")[CELLS[part][0]]
+    assert_stubs_and_results_are_told_apart(f"decoding/{part}", *CELLS[part])
 
 
 def test_the_right_probabilities_are_the_librarys() -> None:

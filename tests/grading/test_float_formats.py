@@ -12,7 +12,14 @@ from cme295lab.grading import checks
 from cme295lab.grading.float_formats import decoding, encoding, formats, stochastic, summing
 from cme295lab.grading.float_formats.formats import BF16, E5M2, FP16, FP32, PAGE, RIGHT, Format
 from cme295lab.grading.result import Kind
-from tests.grading.students import Student, assert_refused, cells, student, written
+from tests.grading.students import (
+    Student,
+    assert_refused,
+    assert_stubs_and_results_are_told_apart,
+    handed_in,
+    student,
+    written,
+)
 
 HIDDEN = {
     "1": {"seed": 295, "exponent_bits": 6, "mantissa_bits": 5},
@@ -247,7 +254,7 @@ WRONG = [
 
 
 def of(part: str, made: Student):
-    return written("float_formats", CELLS[part], *made.changes, given={"np": np})[CELLS[part]]
+    return handed_in("float_formats", CELLS[part], CELLS[part], made, np=np)
 
 
 @pytest.mark.parametrize("hidden", [False, True], ids=["visible", "hidden"])
@@ -264,12 +271,7 @@ def test_wrong_answers_fail_with_their_mistake_named(part: str, made: Student) -
 
 @pytest.mark.parametrize("part", CELLS)
 def test_stubs_and_results_are_told_apart(part: str) -> None:
-    source = "def stub(*arguments):\n    raise NotImplementedError()\n"
-    stub = written("float_formats", CELLS[part], (cells("float_formats")[CELLS[part]], source))["stub"]
-    assert checks.run(f"float_formats/{part}", stub).kind is Kind.NOT_ATTEMPTED
-    assert CELLS[part] in checks.run(f"float_formats/{part}", 3.0).message
-    for level in (1, 2, 3):
-        assert checks.hint(f"float_formats/{part}", level).text
+    assert_stubs_and_results_are_told_apart(f"float_formats/{part}", CELLS[part], CELLS[part])
 
 
 def bits_student(answer: Callable[..., Any], mistake: formats.Mistake) -> Callable[..., Any]:

@@ -7,7 +7,14 @@ from cme295lab.grading import checks
 from cme295lab.grading.kv_cache import attending, generating
 from cme295lab.grading.result import Kind
 from cme295lab.transformer import preset
-from tests.grading.students import Student, assert_refused, cells, student, written
+from tests.grading.students import (
+    Student,
+    assert_refused,
+    assert_stubs_and_results_are_told_apart,
+    handed_in,
+    student,
+    written,
+)
 
 HIDDEN = {
     "1": {"grouped": "llama-2-70b", "seq": 2048, "batch": 16},
@@ -123,8 +130,7 @@ WRONG = [
 
 
 def of(part: str, made: Student):
-    cell, name = CELLS[part]
-    return written("kv_cache", cell, *made.changes)[name]
+    return handed_in("kv_cache", *CELLS[part], made)
 
 
 @pytest.mark.parametrize("hidden", [False, True], ids=["visible", "hidden"])
@@ -142,13 +148,7 @@ def test_wrong_answers_fail_with_their_mistake_named(part: str, made: Student) -
 
 @pytest.mark.parametrize("part", CELLS)
 def test_stubs_and_results_are_told_apart(part: str) -> None:
-    cell, name = CELLS[part]
-    source = "def stub(*arguments):\n    raise NotImplementedError()\n"
-    stub = written("kv_cache", cell, (cells("kv_cache")[cell], source))["stub"]
-    assert checks.run(f"kv_cache/{part}", stub).kind is Kind.NOT_ATTEMPTED
-    assert name in checks.run(f"kv_cache/{part}", 3.0).message
-    for level in (1, 2, 3):
-        assert checks.hint(f"kv_cache/{part}", level).text
+    assert_stubs_and_results_are_told_apart(f"kv_cache/{part}", *CELLS[part])
 
 
 @pytest.mark.parametrize("hidden", [False, True], ids=["visible", "hidden"])

@@ -12,7 +12,14 @@ from torch import Tensor
 from cme295lab.grading import checks
 from cme295lab.grading.loss_scaling import scales, stepping, training, updates
 from cme295lab.grading.result import Kind
-from tests.grading.students import Student, assert_refused, cells, student, written
+from tests.grading.students import (
+    Student,
+    assert_refused,
+    assert_stubs_and_results_are_told_apart,
+    cells,
+    student,
+    written,
+)
 
 HIDDEN = {
     "scale": {"seed": 295, "size": 3e-6},
@@ -267,13 +274,8 @@ def test_wrong_answers_fail_with_their_mistake_named(part: str, made: Student) -
 
 @pytest.mark.parametrize("part", CELLS)
 def test_stubs_and_results_are_told_apart(part: str) -> None:
-    source = "def stub(*arguments):\n    raise NotImplementedError()\n"
-    stub = written("loss_scaling", CELLS[part], (cells("loss_scaling")[CELLS[part]], source))["stub"]
-    both = (stub, stub) if part in ("scale", "lost") else stub
-    assert checks.run(IDS[part], both).kind is Kind.NOT_ATTEMPTED
-    assert CELLS[part] in checks.run(IDS[part], 3.0).message
-    for level in (1, 2, 3):
-        assert checks.hint(IDS[part], level).text
+    name = CELLS[part]
+    assert_stubs_and_results_are_told_apart(IDS[part], name, (name, name) if part in ("scale", "lost") else name)
 
 
 def test_one_of_two_functions_is_judged_while_the_other_is_a_stub() -> None:

@@ -8,7 +8,7 @@ from cme295lab.grading.moe_routing import balance, dispatch, gates
 from cme295lab.grading.result import Kind
 from cme295lab.transformer import ModelConfig, Routing, load_balancing_loss, router_z_loss
 from cme295lab.transformer.moe import MoeMlp
-from tests.grading.students import Student, assert_refused, cells, student, written
+from tests.grading.students import Student, assert_refused, assert_stubs_and_results_are_told_apart, handed_in, student
 
 HIDDEN = {
     "1": {"seed": 295, "tokens": 14, "experts": 9, "k": 4},
@@ -114,8 +114,7 @@ WRONG = [
 
 
 def of(part: str, made: Student):
-    cell, name = CELLS[part]
-    return written("moe_routing", cell, *made.changes)[name]
+    return handed_in("moe_routing", *CELLS[part], made)
 
 
 @pytest.mark.parametrize("hidden", [False, True], ids=["visible", "hidden"])
@@ -133,13 +132,7 @@ def test_wrong_answers_fail_with_their_mistake_named(part: str, made: Student) -
 
 @pytest.mark.parametrize("part", CELLS)
 def test_stubs_and_results_are_told_apart(part: str) -> None:
-    cell, name = CELLS[part]
-    source = "def stub(*arguments):\n    raise NotImplementedError()\n"
-    stub = written("moe_routing", cell, (cells("moe_routing")[cell], source))["stub"]
-    assert checks.run(f"moe_routing/{part}", stub).kind is Kind.NOT_ATTEMPTED
-    assert name in checks.run(f"moe_routing/{part}", 3.0).message
-    for level in (1, 2, 3):
-        assert checks.hint(f"moe_routing/{part}", level).text
+    assert_stubs_and_results_are_told_apart(f"moe_routing/{part}", *CELLS[part])
 
 
 @pytest.mark.parametrize("hidden", [False, True], ids=["visible", "hidden"])

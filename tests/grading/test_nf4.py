@@ -10,7 +10,7 @@ from cme295lab.grading import checks
 from cme295lab.grading.nf4 import constants, packing, table, unpacking
 from cme295lab.grading.result import Kind
 from cme295lab.quantization import nf4
-from tests.grading.students import Student, assert_refused, cells, student, written
+from tests.grading.students import Student, assert_refused, assert_stubs_and_results_are_told_apart, handed_in, student
 
 TOPIC = "nf4"
 HIDDEN = {
@@ -20,9 +20,9 @@ HIDDEN = {
     "4": {"seed": 295, "group_size": 48, "num_groups": 5, "block_size": 128, "formula": 512},
 }
 CELLS = {
-    "1": ("levels", ("normal_float",)),
-    "2": ("quantize", ("nf4_quantize",)),
-    "3": ("dequantize", ("nf4_dequantize",)),
+    "1": ("levels", "normal_float"),
+    "2": ("quantize", "nf4_quantize"),
+    "3": ("dequantize", "nf4_dequantize"),
     "4": ("double", constants.FUNCTIONS),
 }
 
@@ -243,9 +243,7 @@ WRONG = [
 
 def of(part: str, made: Student):
     cell, names = CELLS[part]
-    given = {"np": numpy, "NormalDist": NormalDist, "CODE": table.levels().tolist()}
-    found = written(TOPIC, cell, *made.changes, given=given)
-    return found[names[0]] if len(names) == 1 else tuple(found[name] for name in names)
+    return handed_in(TOPIC, cell, names, made, np=numpy, NormalDist=NormalDist, CODE=table.levels().tolist())
 
 
 @pytest.mark.parametrize("hidden", [False, True], ids=["visible", "hidden"])
@@ -263,14 +261,7 @@ def test_wrong_answers_fail_with_their_mistake_named(part: str, made: Student) -
 
 @pytest.mark.parametrize("part", CELLS)
 def test_stubs_and_results_are_told_apart(part: str) -> None:
-    cell, names = CELLS[part]
-    source = "def stub(*arguments):\n    raise NotImplementedError()\n"
-    stub = written(TOPIC, cell, (cells(TOPIC)[cell], source))["stub"]
-    handed = stub if len(names) == 1 else (stub,) * len(names)
-    assert checks.run(f"{TOPIC}/{part}", handed).kind is Kind.NOT_ATTEMPTED
-    assert names[0] in checks.run(f"{TOPIC}/{part}", 3.0).message
-    for level in (1, 2, 3):
-        assert checks.hint(f"{TOPIC}/{part}", level).text
+    assert_stubs_and_results_are_told_apart(f"{TOPIC}/{part}", *CELLS[part])
 
 
 @pytest.mark.parametrize("hidden", [False, True], ids=["visible", "hidden"])

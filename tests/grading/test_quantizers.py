@@ -8,7 +8,15 @@ from cme295lab.grading import checks
 from cme295lab.grading.quantizers import affine, blocks, mixed, whole
 from cme295lab.grading.quantizers.rounding import MISTAKES, RIGHT, with_overflow
 from cme295lab.grading.result import Kind
-from tests.grading.students import Student, assert_refused, cells, student, written
+from tests.grading.students import (
+    Student,
+    assert_refused,
+    assert_stubs_and_results_are_told_apart,
+    cells,
+    handed_in,
+    student,
+    written,
+)
 
 TOPIC = "quantizers"
 HIDDEN = {
@@ -21,7 +29,7 @@ CELLS = {
     "1": ("absmax", whole.FUNCTIONS),
     "2": ("affine", affine.FUNCTIONS),
     "3": ("blockwise", blocks.FUNCTIONS),
-    "4": ("mixed", ("mixed_int8_matmul",)),
+    "4": ("mixed", "mixed_int8_matmul"),
 }
 
 SCALE = "scale = x.abs().max() / 127"
@@ -245,9 +253,7 @@ WRONG = [
 
 
 def of(part: str, made: Student):
-    cell, names = CELLS[part]
-    found = written(TOPIC, cell, *made.changes, given={"np": numpy})
-    return found[names[0]] if len(names) == 1 else tuple(found[name] for name in names)
+    return handed_in(TOPIC, *CELLS[part], made, np=numpy)
 
 
 @pytest.mark.parametrize("hidden", [False, True], ids=["visible", "hidden"])
@@ -265,14 +271,7 @@ def test_wrong_answers_fail_with_their_mistake_named(part: str, made: Student) -
 
 @pytest.mark.parametrize("part", CELLS)
 def test_stubs_and_results_are_told_apart(part: str) -> None:
-    cell, names = CELLS[part]
-    source = "def stub(*arguments):\n    raise NotImplementedError()\n"
-    stub = written(TOPIC, cell, (cells(TOPIC)[cell], source))["stub"]
-    handed = stub if len(names) == 1 else (stub,) * len(names)
-    assert checks.run(f"{TOPIC}/{part}", handed).kind is Kind.NOT_ATTEMPTED
-    assert names[0] in checks.run(f"{TOPIC}/{part}", 3.0).message
-    for level in (1, 2, 3):
-        assert checks.hint(f"{TOPIC}/{part}", level).text
+    assert_stubs_and_results_are_told_apart(f"{TOPIC}/{part}", *CELLS[part])
 
 
 def test_one_function_is_judged_while_another_is_a_stub() -> None:
