@@ -41,7 +41,8 @@ def test_loss_scale_explorer_follows_keys_and_mouse(open_notebook: OpenNotebook,
         page.keyboard.press("ArrowRight")
     shows(8)
     after = first_bar.bounding_box()
-    assert before and after
+    assert before
+    assert after
     assert after["x"] > before["x"] + 50
     notebook.screenshot(SCREENSHOTS / "loss_scale.png")
     page.locator(".lossscale-format select").select_option("bf16")
