@@ -132,6 +132,21 @@ def test_dropping_turns_keeps_as_many_as_fit_and_at_least_one_answer():
         encode_chat(SHORT, tokenizer(), CHATML_OURS, max_length=3, on_too_long="drop-first-turns")
 
 
+def test_questions_in_a_row_are_dropped_together():
+    questions = [{"role": "user", "content": "Hi"}, {"role": "user", "content": "Are you there?"}]
+    answer = {"role": "assistant", "content": "Yes."}
+    last = encode_chat([*questions, answer], tokenizer(), CHATML_OURS)
+    chat = [*questions, answer, *questions, answer]
+    for max_length, refused in ((len(last.tokens), False), (len(last.tokens) - 1, True)):
+        options = dict(max_length=max_length, on_too_long="drop-first-turns")
+        if refused:  # half of the question would fit
+            with pytest.raises(ValueError, match="even without its first turns"):
+                encode_chat(chat, tokenizer(), CHATML_OURS, **options)
+        else:
+            example = encode_chat(chat, tokenizer(), CHATML_OURS, **options)
+            assert (example.tokens, example.num_dropped_messages) == (last.tokens, 3)
+
+
 def test_a_token_that_is_half_answer_is_refused():
     """A vocabulary with two line breaks in one token, and an answer that begins with one."""
     library = type(tokenizer().tokenizer).from_str(tokenizer().tokenizer.to_str())

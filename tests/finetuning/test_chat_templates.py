@@ -2,6 +2,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from cme295lab.finetuning.chat import TEMPLATE_NAMES, Message, as_messages, chat_template
+from cme295lab.finetuning.chat.jinja_template import JinjaTemplate
 from tests.finetuning.templates import (
     ALPACA_PREAMBLE,
     CHATML,
@@ -50,6 +51,31 @@ def test_marks_leave_the_text_as_it_is(conversation):
     messages = CONVERSATIONS[conversation]
     assert chat_template(CHATML_MARKED).render(messages) == expected("chatml", messages, CHATML_MARKED)
     assert chat_template(CHATML_MARKED).render(messages) == published("chatml").render(messages)
+
+
+SPACED = """
+{% for message in messages %}
+    {% if tools is not none or documents is not none %}{% break %}{% endif %}
+    {% if message.role == 'system' %}
+        {% continue %}
+    {% endif %}
+    {{ message | tojson }}<end>
+{% endfor %}
+{% if add_generation_prompt %}
+  next
+{% endif %}
+"""
+
+
+@pytest.mark.parametrize("conversation", CONVERSATIONS)
+def test_white_space_loops_and_json_are_as_in_transformers(conversation):
+    messages = [message | {"content": message["content"] + " <b>é"} for message in CONVERSATIONS[conversation]]
+    template = chat_template(CHATML)
+    template._template = JinjaTemplate(CHATML)._template.environment.from_string(SPACED)  # its end of turn is no matter
+    for add_generation_prompt in (False, True):
+        text = template.render(messages, add_generation_prompt)
+        assert text == expected("chatml", messages, SPACED, add_generation_prompt=add_generation_prompt)
+        assert "<b>é" in text
 
 
 @pytest.mark.parametrize("conversation", CONVERSATIONS)
@@ -113,9 +139,24 @@ THINKS = CHATML.replace("<|im_start|>assistant\n' }}{% endif %}", "<|im_start|>a
 UPPER = CHATML.replace("message['content']", "message['content'] | upper")
 
 
+def test_an_end_of_turn_that_depends_on_the_answer_is_refused():
+    template = chat_template(CHATML.replace("'<|im_end|>'", "('<a>' if message['content'] | length < 9 else '<b>')"))
+    assert template.end_of_turn == "<a>"
+    assert len(template.segments(SHORT)) == 3
+    with pytest.raises(ValueError, match="ends the answer 'Hello, hello' with '<b>', and others with '<a>'"):
+        template.segments([SHORT[0], {"role": "assistant", "content": "Hello, hello"}])
+
+
+def test_text_with_our_own_marks_is_refused():
+    forged = [{"role": "user", "content": "\ue000<\ue001"}, SHORT[1]]
+    with pytest.raises(ValueError, match="message 0 contains the private characters"):
+        chat_template(CHATML_MARKED).segments(forged)
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
+        (CHATML.replace("'<|im_end|>'", "'<end ' + loop.index | string + '>'"), "needs the same end of turn, the"),
         (NO_END, "no end of turn after the answer 'Pong.'"),
         (END_BETWEEN, "no end of turn after the answer 'Pong.'"),
         (NO_PROMPT, "cannot be told what the assistant writes: .*'<.im_start.>assistant.*where the answer is 'Pong.'"),
@@ -134,9 +175,9 @@ UPPER = CHATML.replace("message['content']", "message['content'] | upper")
         ("{{ messages.append(messages[0]) }}", "refuses this conversation: access to attribute 'append'"),
         ("{% for i in range(10 ** 9) %}{% endfor %}", "the template fails: OverflowError"),
     ],
-    ids=["no end", "end between turns", "no prompt", "forgets", "thinks", "changes the answer", "end outside the marks",
-         "marks one", "changes the marked answer", "bos", "bos and eos", "syntax", "raises", "crashes", "escapes",
-         "writes", "long loop"],
+    ids=["two ends", "no end", "end between turns", "no prompt", "forgets", "thinks", "changes the answer",
+         "end outside the marks", "marks one", "changes the marked answer", "bos",
+         "bos and eos", "syntax", "raises", "crashes", "escapes", "writes", "long loop"],
 )  # fmt: skip
 def test_templates_that_are_refused(source, message):
     with pytest.raises(ValueError, match=message):

@@ -14,6 +14,7 @@ from cme295lab._lazy import lazy_names
 if TYPE_CHECKING:
     from cme295lab.finetuning.chat.masking import ChatExample, EncodedChats, add_chat_tokens, encode_chat, encode_chats
     from cme295lab.finetuning.chat.messages import Message, as_messages
+    from cme295lab.finetuning.chat.packing import PackedChats, pack_chats
     from cme295lab.finetuning.chat.templates import TEMPLATE_NAMES, ChatTemplate, Segment, chat_template
 
 _HOME: dict[str, str] = {
@@ -21,6 +22,7 @@ _HOME: dict[str, str] = {
     "ChatTemplate": "templates",
     "EncodedChats": "masking",
     "Message": "messages",
+    "PackedChats": "packing",
     "Segment": "templates",
     "TEMPLATE_NAMES": "templates",
     "add_chat_tokens": "masking",
@@ -28,8 +30,9 @@ _HOME: dict[str, str] = {
     "chat_template": "templates",
     "encode_chat": "masking",
     "encode_chats": "masking",
+    "pack_chats": "packing",
 }
-_MODULES = ("jinja_template", "masking", "messages", "templates")
+_MODULES = ("jinja_template", "masking", "messages", "packing", "templates")
 
 __all__: list[str] = [
     "Message",
@@ -43,6 +46,8 @@ __all__: list[str] = [
     "ChatExample",
     "EncodedChats",
     "add_chat_tokens",
+    "pack_chats",
+    "PackedChats",
 ]
 
 __getattr__, __dir__ = lazy_names(__name__, _HOME, _MODULES)
