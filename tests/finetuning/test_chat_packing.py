@@ -133,10 +133,9 @@ def test_packed_conversations_have_the_loss_and_gradient_that_they_have_alone(fi
     chats = [encode_chat(messages, tokenizer(), chat_template("chatml")) for messages in (SHORT, LONG[:3], LONG[1:3])]
     total = torch.zeros((), dtype=torch.float64)
     for chat in chats:
-        logits = model(torch.tensor([chat.tokens]))[0]
-        for place, (token, on) in enumerate(zip(chat.tokens, chat.loss_mask)):
-            if on:
-                total = total - F.log_softmax(logits[place - 1], dim=-1)[token]
+        surprise = -F.log_softmax(model(torch.tensor([chat.tokens]))[0], dim=-1)
+        places = [place for place, on in enumerate(chat.loss_mask) if on]
+        total = total + sum(surprise[place - 1, chat.tokens[place]] for place in places)
     alone = total / sum(chat.num_targets for chat in chats)
     expected = torch.autograd.grad(alone, list(model.parameters()))
 
@@ -164,6 +163,8 @@ def test_packing_refuses():
     chats = [example_of(1, -2), example_of(1, 2, 3, -4), example_of(1, 2, -3)]
     with pytest.raises(ValueError, match=r"2 of 3 conversations are longer than a row of seq 2 tokens \(number 1 has"):
         pack_chats(chats, seq=2, end_token=END)
+    with pytest.raises(ValueError, match=r"1 of 3 conversations are longer than a row of seq 3 tokens \(number 1 has"):
+        pack_chats(chats, seq=3, end_token=END)
     assert pack_chats(chats, seq=4, end_token=END).num_rows == 3
     with pytest.raises(ValueError, match="examples is empty"):
         pack_chats([], seq=8, end_token=END)

@@ -15,14 +15,17 @@ if TYPE_CHECKING:
     from cme295lab.finetuning.chat.masking import ChatExample, EncodedChats, add_chat_tokens, encode_chat, encode_chats
     from cme295lab.finetuning.chat.messages import Message, as_messages
     from cme295lab.finetuning.chat.packing import PackedChats, pack_chats
+    from cme295lab.finetuning.chat.readers import ConversationFile, Problem, read_conversations
     from cme295lab.finetuning.chat.templates import TEMPLATE_NAMES, ChatTemplate, Segment, chat_template
 
 _HOME: dict[str, str] = {
     "ChatExample": "masking",
     "ChatTemplate": "templates",
+    "ConversationFile": "readers",
     "EncodedChats": "masking",
     "Message": "messages",
     "PackedChats": "packing",
+    "Problem": "readers",
     "Segment": "templates",
     "TEMPLATE_NAMES": "templates",
     "add_chat_tokens": "masking",
@@ -31,8 +34,9 @@ _HOME: dict[str, str] = {
     "encode_chat": "masking",
     "encode_chats": "masking",
     "pack_chats": "packing",
+    "read_conversations": "readers",
 }
-_MODULES = ("jinja_template", "masking", "messages", "packing", "templates")
+_MODULES = ("jinja_template", "masking", "messages", "packing", "readers", "templates")
 
 __all__: list[str] = [
     "Message",
@@ -48,6 +52,9 @@ __all__: list[str] = [
     "add_chat_tokens",
     "pack_chats",
     "PackedChats",
+    "read_conversations",
+    "ConversationFile",
+    "Problem",
 ]
 
 __getattr__, __dir__ = lazy_names(__name__, _HOME, _MODULES)

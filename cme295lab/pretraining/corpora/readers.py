@@ -59,12 +59,12 @@ def read_text(path: str | Path, *, domain: str = "own", separator: str | None = 
     """
     if separator is not None and "\n" in separator:
         raise ValueError(f"separator must be one line, got {separator!r}")
-    path = _existing(path)
+    path = existing_file(path)
 
     def documents() -> Iterator[Document]:
         lines: list[str] = []
         first = 1
-        for number, line in _lines(path):
+        for number, line in numbered_lines(path):
             if separator is not None and line.rstrip("\r\n") == separator:
                 if lines:
                     yield Document("".join(lines), domain, f"{path.name}:{first}")
@@ -93,10 +93,10 @@ def read_jsonl(
         ValueError: if it is not UTF-8 or empty, or a line is no object, lacks a field or has another type in it; the
             message names file, line and field.
     """
-    path = _existing(path)
+    path = existing_file(path)
 
     def documents() -> Iterator[Document]:
-        for number, line in _lines(path):
+        for number, line in numbered_lines(path):
             if line.strip():
                 where = f"{path}, line {number}"
                 try:
@@ -128,7 +128,7 @@ def read_parquet(
         ValueError: if it is no Parquet file, has no such column, no text in it, or no rows; the message names file, row
             (from 0) and column.
     """
-    path = _existing(path)
+    path = existing_file(path)
     if rows_in_memory < 1:
         raise ValueError(f"rows_in_memory must be positive, got {rows_in_memory}")
     try:
@@ -159,7 +159,8 @@ _READERS: dict[str, Callable[..., Iterator[Document]]] = {
 }  # fmt: skip
 
 
-def _existing(path: str | Path) -> Path:
+def existing_file(path: str | Path) -> Path:
+    """The path, if there is such a file."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
@@ -179,7 +180,7 @@ def _not_empty(path: Path, documents: Iterator[Document]) -> Iterator[Document]:
     return all_of_them()
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines with their numbers from 1; what is not UTF-8 is an error that says where."""
     offset = 0
     with (gzip.open(path) if path.suffix == ".gz" else path.open("rb")) as file:
