@@ -1,6 +1,7 @@
 """From a model that continues text to one that answers, and then the same more cheaply.
 
 ``chat`` is where to begin: messages as text and tokens, and which of the tokens carry loss.
+``instructions`` generates conversations to learn from.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from cme295lab._lazy import lazy_names
 
 _HOME: dict[str, str] = {}
-_MODULES = ("chat",)
+_MODULES = ("chat", "instructions")
 
 __all__: list[str] = []
 
