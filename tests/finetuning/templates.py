@@ -72,6 +72,21 @@ ALPACA_MARKED = ALPACA.replace(
 )
 MARKED = {"chatml": CHATML_MARKED, "llama-3": LLAMA_3_MARKED, "llama-2": LLAMA_2_MARKED, "alpaca": ALPACA_MARKED}
 
+# Of models that have no template of their own here: SmolLM2, Gemma, Zephyr
+OTHERS = {
+    "smollm2": "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}"
+    "{{ '<|im_start|>system\nYou are a helpful AI assistant named SmolLM, trained by Hugging Face<|im_end|>\n' }}"
+    "{% endif %}" + CHATML.partition("{% for message in messages %}")[2],
+    "gemma": "{{ bos_token }}{% for message in messages %}{% if (message['role'] == 'assistant') %}{% set role = "
+    "'model' %}{% else %}{% set role = message['role'] %}{% endif %}{{ '<start_of_turn>' + role + '\n' + "
+    "message['content'] | trim + '<end_of_turn>\n' }}{% endfor %}{% if add_generation_prompt %}"
+    "{{'<start_of_turn>model\n'}}{% endif %}",
+    "zephyr": "{% for message in messages %}\n{% if message['role'] == 'user' %}\n{{ '<|user|>\n' + message['content'] "
+    "+ eos_token }}\n{% elif message['role'] == 'system' %}\n{{ '<|system|>\n' + message['content'] + eos_token }}\n"
+    "{% elif message['role'] == 'assistant' %}\n{{ '<|assistant|>\n'  + message['content'] + eos_token }}\n"
+    "{% endif %}\n{% if loop.last and add_generation_prompt %}\n{{ '<|assistant|>' }}\n{% endif %}\n{% endfor %}",
+}
+
 PUBLISHED = {"chatml": CHATML, "llama-3": LLAMA_3, "llama-2": LLAMA_2, "alpaca": ALPACA}
 TOKENS = {
     "chatml": {}, "llama-3": {"bos_token": "<|begin_of_text|>"}, "llama-2": {"bos_token": "<s>", "eos_token": "</s>"},

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from cme295lab.finetuning.chat import ChatExample, chat_template, encode_chat, pack_chats
 from cme295lab.pretraining.packing import MixtureDataset, PackedDataset
-from cme295lab.pretraining.trainer import evaluate
+from cme295lab.pretraining.trainer import TrainConfig, Trainer, evaluate
 from cme295lab.pretraining.trainer.gradients import accumulate_gradients
 from cme295lab.transformer import DecoderLM, ModelConfig
+from cme295lab.transformer.decoding import generate
 from tests.finetuning.templates import LONG, SHORT, tokenizer
 
 END = 0
@@ -145,6 +146,25 @@ def test_packed_conversations_have_the_loss_and_gradient_that_they_have_alone(fi
     torch.testing.assert_close(loss, alone, rtol=1e-10, atol=0)
     for gradient, wanted in zip(torch.autograd.grad(loss, list(model.parameters())), expected):
         torch.testing.assert_close(gradient, wanted, rtol=1e-8, atol=1e-12)
+
+
+def test_a_model_that_is_trained_on_conversations_answers_and_stops():
+    """Through the trainer of pretraining, and then asked with the generation prompt."""
+    template = chat_template("chatml")
+    answers = {"Hi": "Hello!", "Who?": "Me.", "Why? Tell me.": "No."}
+    pairs = [[{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+             for question, answer in answers.items()]  # fmt: skip
+    data = pack_chats([encode_chat(pair, tokenizer(), template) for pair in pairs], seq=128, end_token=1)
+    model = tiny_model(dim=32, mlp_dim=64).float()
+    config = TrainConfig(num_steps=60, rows_per_step=data.num_rows, seq=128, learning_rate=0.02, weight_decay=0.0)
+    losses = Trainer(model, data, config, progress=False).run().losses
+    assert losses[-1] < 0.05 < 4 < losses[0]
+    end = tokenizer().tokenizer.token_to_id(template.end_of_turn)
+    for question, answer in answers.items():
+        prompt = template.render([{"role": "user", "content": question}], add_generation_prompt=True)
+        prompt_tokens = tokenizer().encode(prompt, special=False)
+        (new,) = generate(model, [prompt_tokens], max_new_tokens=12, end_token=end).tokens
+        assert tokenizer().decode(new) == answer + template.end_of_turn
 
 
 def test_conversations_mix_with_text_and_are_a_pure_function_of_the_step():

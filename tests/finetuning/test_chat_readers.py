@@ -19,7 +19,8 @@ ROWS = {
     "instruction": [
         {"instruction": "Translate.", "input": "Hallo", "output": "Hello"},
         {"instruction": "Sing.", "input": "", "output": "La.", "system": "Be loud."},
-        {"instruction": "Dance.", "output": "No."},
+        {"instruction": "Dance.", "input": " \n", "output": "No.", "system": " "},
+        {"instruction": "Rest.", "output": "Yes."},
     ],
     "prompt-completion": [{"prompt": "Hi", "completion": " Hello", "id": 1}, {"prompt": "2+2", "completion": "4"}],
 }  # fmt: skip
@@ -28,7 +29,7 @@ EXPECTED = {
                  [("system", "Größe 🙂"), ("user", " a "), ("assistant", "b\n"), ("user", "c"), ("assistant", "d")]],
     "instruction": [[("user", "Translate.\n\nHallo"), ("assistant", "Hello")],
                     [("system", "Be loud."), ("user", "Sing."), ("assistant", "La.")],
-                    [("user", "Dance."), ("assistant", "No.")]],
+                    [("user", "Dance."), ("assistant", "No.")], [("user", "Rest."), ("assistant", "Yes.")]],
     "prompt-completion": [[("user", "Hi"), ("assistant", " Hello")], [("user", "2+2"), ("assistant", "4")]],
 }  # fmt: skip
 
@@ -138,7 +139,7 @@ def test_the_layout_is_that_of_the_first_row_that_has_one(tmp_path):
         read_conversations(path)
     found = read_conversations(path, on_error="skip")
     assert (found.layout, found.lines, [problem.line for problem in found.problems]) == (
-        "instruction", [3, 4, 5], [1, 2]
+        "instruction", [3, 4, 5, 6], [1, 2]
     )  # fmt: skip
     both = ROWS["messages"][0] | ROWS["prompt-completion"][0]
     write(path, [both])
@@ -187,6 +188,9 @@ def test_files_that_are_refused(tmp_path):
             read_conversations(path)
     path.write_bytes(b"{}\n[]\n")
     with pytest.raises(ValueError, match="no conversation: 2 rows, none of them usable; line 1: has the fields"):
+        read_conversations(path, on_error="skip")
+    path.write_bytes(b'{"prompt": "a", "completion": ""}\n')
+    with pytest.raises(ValueError, match=r"no conversation: 1 rows, .*; line 1: an assistant's message is empty"):
         read_conversations(path, on_error="skip")
     damaged = tmp_path / "own.parquet"
     damaged.write_bytes(b"PAR1 not really")

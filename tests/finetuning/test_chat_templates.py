@@ -11,6 +11,7 @@ from tests.finetuning.templates import (
     LLAMA_2,
     LLAMA_3,
     LONG,
+    OTHERS,
     PUBLISHED,
     SHORT,
     TOKENS,
@@ -51,6 +52,23 @@ def test_marks_leave_the_text_as_it_is(conversation):
     messages = CONVERSATIONS[conversation]
     assert chat_template(CHATML_MARKED).render(messages) == expected("chatml", messages, CHATML_MARKED)
     assert chat_template(CHATML_MARKED).render(messages) == published("chatml").render(messages)
+
+
+@pytest.mark.parametrize("conversation", CONVERSATIONS)
+@pytest.mark.parametrize("name", OTHERS)
+def test_templates_of_other_models_need_no_marks(name, conversation):
+    messages = CONVERSATIONS[conversation]
+    tokens = {"bos_token": "<s>", "eos_token": "</s>"}
+    template = chat_template(OTHERS[name], **tokens)
+    for add_generation_prompt in (False, True):
+        oracle = PreTrainedTokenizerFast(tokenizer_object=tokenizer().tokenizer, **tokens)
+        oracle.chat_template = OTHERS[name]
+        text = oracle.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+        assert template.render(messages, add_generation_prompt) == text
+    answers = [message["content"] for message in messages if message["role"] == "assistant"]
+    spoken = [piece.text for piece in template.segments(messages) if piece.is_assistant]
+    end = {"smollm2": "<|im_end|>", "gemma": "<end_of_turn>", "zephyr": "</s>"}[name]
+    assert spoken == [answer + end for answer in answers]
 
 
 SPACED = """

@@ -22,8 +22,9 @@ are refused, with the advice to mark the answers: a mask that is guessed would t
 The end of turn is what the template writes after an answer. It is looked for once, in a conversation of four messages,
 when the template is made, and has to be the same after every answer.
 
-What is not covered: tools and documents (a template is told that there are none), and `strftime_now`, since a text
-should not depend on the day; templates ask whether it is there, and write a fixed date if not.
+What is not covered: tools and documents (a template is told that there are none); `strftime_now`, since a text should
+not depend on the day (templates ask whether it is there, and write a fixed date if not); and a template that means
+harm by taking time or memory without end, which the sandbox does not stop.
 """
 
 from __future__ import annotations
