@@ -2,6 +2,7 @@
 
 ``chat`` is where to begin: messages as text and tokens, and which of the tokens carry loss.
 ``instructions`` generates conversations to learn from.
+``qlora`` trains adapters beside a base in 4 bits.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 from cme295lab._lazy import lazy_names
 
 _HOME: dict[str, str] = {}
-_MODULES = ("chat", "instructions")
+_MODULES = ("chat", "instructions", "qlora")
 
 __all__: list[str] = []
 
