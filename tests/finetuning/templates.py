@@ -7,7 +7,7 @@ from functools import cache
 
 from tokenizers import Tokenizer, decoders
 from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.pre_tokenizers import ByteLevel, Metaspace
 from tokenizers.processors import TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 
@@ -120,6 +120,18 @@ def tokenizer(begin: str | None = None) -> TextTokenizer:
         library.post_processor = TemplateProcessing(
             single=f"{begin} $A", special_tokens=[(begin, library.token_to_id(begin))]
         )
+    return TextTokenizer(library, end_token="</s>")
+
+
+@cache
+def sentence_piece_tokenizer() -> TextTokenizer:
+    """A vocabulary as Llama-2's: a space is "▁", at the beginning of a word and of the text."""
+    library = Tokenizer(BPE(unk_token="<unk>"))
+    library.pre_tokenizer, library.decoder = Metaspace(prepend_scheme="first"), decoders.Metaspace()
+    texts = [message["content"] for message in LONG] + ["user assistant system ### Instruction: Response: [INST]"] * 3
+    library.train_from_iterator(
+        texts, BpeTrainer(vocab_size=300, special_tokens=["<unk>", *CONTROL], show_progress=False)
+    )
     return TextTokenizer(library, end_token="</s>")
 
 

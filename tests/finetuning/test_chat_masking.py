@@ -21,6 +21,7 @@ from tests.finetuning.templates import (
     SHORT,
     TOKENS,
     published,
+    sentence_piece_tokenizer,
     tokenizer,
 )
 
@@ -50,6 +51,18 @@ def test_tokens_and_mask_are_those_of_transformers(name, conversation, kind):
     assert example.tokens == expected["input_ids"]
     assert example.loss_mask == [bool(on) for on in expected["assistant_masks"]]
     assert 0 < example.num_targets < len(example.tokens)
+
+
+@pytest.mark.parametrize("conversation", CONVERSATIONS)
+@pytest.mark.parametrize("name", NAMES)
+def test_tokens_and_mask_are_those_of_transformers_where_words_begin_with_their_space(name, conversation):
+    oracle = PreTrainedTokenizerFast(tokenizer_object=sentence_piece_tokenizer().tokenizer, **TOKENS[name])
+    expected = oracle.apply_chat_template(
+        CONVERSATIONS[conversation], chat_template=MARKED[name], return_dict=True, return_assistant_tokens_mask=True
+    )
+    example = encode_chat(CONVERSATIONS[conversation], sentence_piece_tokenizer(), published(name))
+    assert example.tokens == expected["input_ids"]
+    assert example.loss_mask == [bool(on) for on in expected["assistant_masks"]]
 
 
 def test_a_mask_by_hand():

@@ -154,7 +154,8 @@ def _tokens_before(text: str, place: int, tokens: list[int], tokenizer: TextToke
         around = f"{text[max(place - 20, 0) : place]!r} and {text[place : place + 20]!r}"
         raise ValueError(
             f"no token ends between {around}, where the assistant's text begins or ends: one token is half of it, half "
-            f"not, and would never come so in use. Take white space off the ends of the answer"
+            f"not, and would never come so in use. Take white space off the ends of the answer, or take a template "
+            f"whose answers stand between special tokens"
         )
     return len(before)
 
