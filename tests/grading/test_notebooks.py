@@ -29,6 +29,8 @@ POINTS = {
     "scaling_fit": {"frontier_check": 3.0, "allocate_check": 3.0, "fit_check": 5.0, "cheapest_check": 4.0},
     "quantizers": {"absmax_check": 3.0, "affine_check": 4.0, "blockwise_check": 4.0, "mixed_check": 5.0},
     "nf4": {"levels_check": 3.0, "quantize_check": 5.0, "dequantize_check": 4.0, "double_check": 4.0},
+    "qlora": {"linear_check": 6.0, "bytes_check": 4.0, "pages_check": 4.0},
+    "sft_loss_mask": {"labels_check": 4.0, "loss_check": 5.0, "pack_check": 4.0},
 }
 NUM_STUBS = {
     "flash_attention": 5,
@@ -46,6 +48,8 @@ NUM_STUBS = {
     "scaling_fit": 4,
     "quantizers": 8,
     "nf4": 6,
+    "qlora": 6,
+    "sft_loss_mask": 4,
 }
 every_topic = pytest.mark.parametrize("topic", POINTS)
 
