@@ -93,7 +93,7 @@ TURNS = st.lists(st.tuples(TEXT, ANSWER), min_size=1, max_size=4)
 
 
 @pytest.mark.parametrize("name", NAMES)
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(turns=TURNS, scene=st.none() | TEXT)
 def test_loss_is_on_every_answer_with_its_end_of_turn_and_on_nothing_else(name, turns, scene):
     messages = [] if scene is None else [{"role": "system", "content": scene}]

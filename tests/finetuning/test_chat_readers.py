@@ -64,10 +64,10 @@ def test_all_layouts_come_back(tmp_path, kind, name, layout):
 
 def test_more_rows_than_are_held_at_once(tmp_path):
     path = tmp_path / "own.parquet"
-    write(path, [{"prompt": f"{n}?", "completion": f"{n}!"} for n in range(2500)])
+    write(path, [{"prompt": f"{n}?", "completion": f"{n}!"} for n in range(1200)])
     found = read_conversations(path)
-    assert found.lines == list(range(2500))
-    assert found.conversations[2300] == [Message("user", "2300?"), Message("assistant", "2300!")]
+    assert found.lines == list(range(1200))
+    assert found.conversations[1100] == [Message("user", "1100?"), Message("assistant", "1100!")]
 
 
 BAD = {
