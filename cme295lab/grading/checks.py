@@ -32,6 +32,7 @@ _TOPICS = (
     "loss_scaling",
     "quantizers",
     "nf4",
+    "qlora",
     "sft_loss_mask",
 )
 
