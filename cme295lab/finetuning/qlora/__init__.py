@@ -1,6 +1,7 @@
 """QLoRA: adapters learn beside a base in 4 bits, and the optimizer's states wait in the CPU's memory.
 
-``paging`` (pages between two memories, on a budget) and ``paged_adamw`` (AdamW whose states are such pages).
+``memory`` (what a run takes, on paper), ``paging`` (pages between two memories, on a budget) and ``paged_adamw`` (AdamW
+whose states are such pages).
 """
 
 from __future__ import annotations
@@ -10,16 +11,20 @@ from typing import TYPE_CHECKING
 from cme295lab._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from cme295lab.finetuning.qlora.memory import ClassBytes, QloraMemory, qlora_memory
     from cme295lab.finetuning.qlora.paged_adamw import PagedAdamW
     from cme295lab.finetuning.qlora.paging import PagePool, PagingCounts
 
 _HOME = {
+    "ClassBytes": "memory",
     "PagePool": "paging",
     "PagedAdamW": "paged_adamw",
     "PagingCounts": "paging",
+    "QloraMemory": "memory",
+    "qlora_memory": "memory",
 }
-_MODULES = ("paged_adamw", "paging")
+_MODULES = ("memory", "paged_adamw", "paging")
 
-__all__ = ["PagePool", "PagedAdamW", "PagingCounts"]
+__all__ = ["ClassBytes", "PagePool", "PagedAdamW", "PagingCounts", "QloraMemory", "qlora_memory"]
 
 __getattr__, __dir__ = lazy_names(__name__, _HOME, _MODULES)
