@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from cme295lab.finetuning.instructions.example import Example, conversation, normalised
     from cme295lab.finetuning.instructions.files import read_jsonl, write_jsonl
     from cme295lab.finetuning.instructions.generate import KINDS, MIXTURE, InstructionData, instruction_data
+    from cme295lab.finetuning.instructions.measures import leakage, token_lengths, variety
     from cme295lab.finetuning.instructions.probes import PROBES
 
 _HOME: dict[str, str] = {
@@ -31,13 +32,16 @@ _HOME: dict[str, str] = {
     "clean": "cleaning",
     "conversation": "example",
     "instruction_data": "generate",
+    "leakage": "measures",
     "normalised": "example",
     "read_jsonl": "files",
+    "token_lengths": "measures",
+    "variety": "measures",
     "write_jsonl": "files",
 }
 _MODULES = (
     "advice", "arithmetic", "cleaning", "code", "drafts", "example", "explanations", "files", "generate", "knowledge",
-    "poems", "probes", "safety", "stories",
+    "measures", "poems", "probes", "safety", "stories",
 )  # fmt: skip
 
 __all__: list[str] = [
@@ -51,6 +55,9 @@ __all__: list[str] = [
     "clean",
     "CleaningReport",
     "normalised",
+    "variety",
+    "token_lengths",
+    "leakage",
     "read_jsonl",
     "write_jsonl",
 ]

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from cme295lab.finetuning.chat.messages import as_messages
 from cme295lab.finetuning.instructions.example import Example
 
 
@@ -79,6 +80,7 @@ def _example(path: Path, number: int, line: str) -> Example:
             f"{where}: no field {' and no '.join(missing)}. For files from elsewhere, see cme295lab.finetuning.chat"
         )
     try:
-        return Example(messages=record["messages"], kind=record["kind"], family=record.get("family", ""))
+        messages = tuple(as_messages(record["messages"]))
+        return Example(messages=messages, kind=record["kind"], family=record.get("family", ""))
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from error

@@ -171,6 +171,8 @@ def _enough(
         kept, report = clean(candidates, evaluation=evaluation)
         if len(kept) >= number:
             return kept[:number], report
+        if len(candidates) < num_candidates:
+            break  # there is nothing new to draft
         num_candidates *= 2
     raise ValueError(
         f"so many examples of kind {kind!r} cannot be found: of {len(candidates):,} drafts, {len(kept):,} are left and "
