@@ -275,7 +275,7 @@ class AdamW(Adam):
 def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Two groups of a model's parameters: matrices, which decay, and norms, biases and embeddings, which do not.
 
-    A head that is tied to the embedding is an embedding here.
+    A head that is tied to the embedding is an embedding here. What is frozen (no `requires_grad`) is in neither.
 
     Args:
         model: any module.
@@ -285,6 +285,8 @@ def decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     decaying: list[tuple[str, nn.Parameter]] = []
     others: list[tuple[str, nn.Parameter]] = []
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         (decaying if parameter.ndim > 1 and id(parameter) not in tables else others).append((name, parameter))
     groups = [{"params": decaying, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]

@@ -30,32 +30,39 @@ def has_checkpoint(folder: str | Path) -> bool:
     return (Path(folder) / FILE_NAME).is_file()
 
 
-def write_checkpoint(folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+def write_checkpoint(
+    folder: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any], *, name: str = FILE_NAME
+) -> None:
     """Replace the checkpoint of a folder in one go.
 
     Args:
         folder: of the run; made if it does not exist.
         tensors: of the model and the optimizer.
         facts: plain values.
+        name: of the file, where a folder has several.
     """
     copies = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    write_atomically(folder / FILE_NAME, save(copies, metadata={_KEY: json.dumps(facts)}))
+    write_atomically(folder / name, save(copies, metadata={_KEY: json.dumps(facts)}))
 
 
-def read_checkpoint(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_checkpoint(folder: Path, *, name: str = FILE_NAME) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Tensors and facts of a checkpoint.
+
+    Args:
+        folder: of the run.
+        name: of the file, where a folder has several.
 
     Raises:
         FileNotFoundError: if there is none.
         ValueError: if the file is damaged, or no checkpoint of a run.
     """
-    path = folder / FILE_NAME
+    path = folder / name
     if not path.is_file():
-        raise FileNotFoundError(f"there is no {FILE_NAME} in {folder}: no run was started there")
+        raise FileNotFoundError(f"there is no {name} in {folder}: no run was started there")
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no dict)
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (it is no dict)
     except safetensors.SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
     if _KEY not in metadata:
@@ -85,13 +92,16 @@ def optimizer_part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tens
     return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
 
-def load_model(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy parameters into a model; a head tied to the embedding is stored once.
+def load_parameters(parameters: Mapping[str, torch.nn.Parameter], tensors: Mapping[str, Tensor]) -> None:
+    """Copy stored values into a model's parameters, in place; a head tied to the embedding is stored once.
+
+    Args:
+        parameters: by name, those that were stored.
+        tensors: the values.
 
     Raises:
-        ValueError: if names or shapes are not the model's.
+        ValueError: if names or shapes differ.
     """
-    parameters = dict(model.named_parameters())
     if set(parameters) != set(tensors):
         raise ValueError(f"the checkpoint has other parameters: {', '.join(sorted(set(parameters) ^ set(tensors)))}")
     with torch.no_grad():

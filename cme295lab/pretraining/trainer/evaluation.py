@@ -24,7 +24,7 @@ def evaluate(
         isolate_documents: whether a token sees its own document alone.
 
     Raises:
-        ValueError: if `rows` or `max_rows` is not positive.
+        ValueError: if `rows` or `max_rows` is not positive, or no row that is read has a target.
     """
     if rows < 1 or (max_rows is not None and max_rows < 1):
         raise ValueError(f"rows and max_rows must be positive, got {rows} and {max_rows}")
@@ -38,6 +38,8 @@ def evaluate(
             if targets := batch.num_targets:
                 total += loss_of(model, batch, isolate_documents=isolate_documents).item() * targets
                 count += targets
+        if not count:
+            raise ValueError(f"the first {num_rows} rows have no target: there is no loss to take the mean of")
         return total / count
     finally:
         model.train(was_training)

@@ -11,6 +11,11 @@ machine with as many threads, that is, since sums are rounded differently elsewh
 Ctrl-C (or a notebook's stop button) lets the step in hand finish, writes a checkpoint and returns what was done; a
 second one stops at once. A loss or gradient that is not finite stops the run before it reaches the weights.
 
+**What is trained** is every parameter that asks for gradients (`requires_grad`): all of them in pretraining, few where
+a base is frozen. A checkpoint holds these alone, and a hash of all that is frozen, so that a run is never resumed on
+another base. Trainers with habits of their own (`cme295lab.finetuning.sft`) override `_next_batch`, `_evaluate`,
+`_before_first_step` and `_run_facts`.
+
 Not covered: several devices (`cme295lab.parallel`), precisions below fp32.
 """
 
@@ -25,7 +30,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -35,7 +40,7 @@ from cme295lab.pretraining.optim import AdamW, decay_groups
 from cme295lab.pretraining.packing import Batch, MixtureDataset, PackedDataset
 from cme295lab.pretraining.trainer.checkpoint import (
     has_checkpoint,
-    load_model,
+    load_parameters,
     optimizer_part,
     read_checkpoint,
     write_checkpoint,
@@ -92,10 +97,17 @@ class Trainer:
         peak: what MFU is measured against: a GPU's name, or FLOP/s, such as `measure_peak()`; None for no MFU.
 
     Raises:
-        ValueError: if rows are longer than the model's max_seq or not `config.seq` long, or the data have tokens that
-            the model does not know.
+        ValueError: if rows are longer than the model's max_seq or not `config.seq` long, the data have tokens that the
+            model does not know, or all of its parameters are frozen.
         FileExistsError: if the folder holds a run.
     """
+
+    # Parts of a run that must be the same when it is resumed, and what it is if they are not
+    _same_when_resumed: ClassVar[Mapping[str, str]] = {
+        "model": "a model of another shape",
+        "data": "other data",
+        "frozen": "another base",
+    }
 
     def __init__(
         self,
@@ -116,6 +128,10 @@ class Trainer:
         self._check()
         if self.folder is not None and has_checkpoint(self.folder):
             raise FileExistsError(f"{self.folder} holds a run: Trainer.resume(folder, model, data) goes on with it")
+        self._trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        if not self._trained:
+            raise ValueError("nothing to train: no parameter of the model has requires_grad, all are frozen")
+        self._frozen_hash = _frozen_hash(model)
         self.optimizer = AdamW(
             decay_groups(model, config.weight_decay), lr=config.learning_rate, betas=config.betas, eps=config.eps
         )
@@ -136,14 +152,16 @@ class Trainer:
         validation: Mapping[str, PackedDataset] | None = None,
         progress: bool = True,
         peak: str | Device | float | None = None,
+        **options: Any,
     ) -> Trainer:
         """A trainer that goes on where a folder's last checkpoint is; the settings are the run's own.
 
         Args:
             folder: of the run.
-            model: of the same shape; its weights are replaced.
+            model: of the same shape; the weights that are trained are replaced.
             data: the run's own.
             validation, progress, peak: as for a new trainer.
+            options: further ones that a new trainer of this class has.
 
         Raises:
             FileNotFoundError: if there is no checkpoint.
@@ -152,15 +170,15 @@ class Trainer:
         folder = Path(folder)
         tensors, facts = read_checkpoint(folder)
         config = TrainConfig.from_dict(facts["run"]["train"])
-        trainer = cls(model, data, config, validation=validation, progress=progress, peak=peak)
-        here, there = trainer._facts()["run"], facts["run"]
-        for part, what in (("model", "a model of another shape"), ("data", "other data")):
-            if here[part] != there[part]:
+        trainer = cls(model, data, config, validation=validation, progress=progress, peak=peak, **options)
+        here, there = trainer._run_facts(), facts["run"]
+        for part, what in cls._same_when_resumed.items():
+            if here.get(part) != there.get(part):
                 raise ValueError(
-                    f"the run in {folder} is of {what}: there {there[part]}, here {here[part]}. Give what it was "
-                    f"started with, or start another run in another folder"
+                    f"the run in {folder} is of {what}: there {there.get(part)}, here {here.get(part)}. Give what it "
+                    f"was started with, or start another run in another folder"
                 )
-        load_model(model, optimizer_part(tensors, "model/"))
+        load_parameters(trainer._trained, optimizer_part(tensors, "model/"))
         trainer.optimizer.load_state_tensors(optimizer_part(tensors, "optimizer/"))
         trainer.folder, trainer._step, trainer._saved_step = folder, facts["step"], facts["step"]
         trainer._records, trainer._evaluations = cut_log(folder, facts["step"])
@@ -185,6 +203,8 @@ class Trainer:
             try:
                 if self._saved_step < 0:
                     self._save(log)
+                if not self._step:
+                    self._before_first_step(log)
                 while self._step < last and not self._stop:
                     self._one_step(log, bar)
             except KeyboardInterrupt:
@@ -201,7 +221,7 @@ class Trainer:
     def _one_step(self, log: RunLog, bar: Progress) -> None:
         start, config = time.perf_counter(), self.config
         learning_rate = config.learning_rate * self._schedule(self._step)
-        batch = self.data.batch(self._step, config.rows_per_step)
+        batch = self._next_batch()
         self.optimizer.zero_grad()
         with self._dropout_seed():
             loss, auxiliary = accumulate_gradients(
@@ -211,7 +231,7 @@ class Trainer:
                 balance_weight=config.balance_weight,
                 router_z_weight=config.router_z_weight,
             )
-        norm = clip_gradients(self.model.parameters(), config.clip_norm)
+        norm = clip_gradients(self._trained.values(), config.clip_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._diverged(loss, norm, learning_rate)
         for group in self.optimizer.param_groups:
@@ -236,6 +256,12 @@ class Trainer:
         if config.checkpoint_every and self._step % config.checkpoint_every == 0:
             self._save(log)
 
+    def _before_first_step(self, log: RunLog) -> None:
+        """What happens once the first checkpoint is there; again, if the run was killed before the second."""
+
+    def _next_batch(self) -> Batch:
+        return self.data.batch(self._step, self.config.rows_per_step)
+
     def _mfu(self, tokens_per_s: float) -> float | None:
         """Not `flops.mfu`, which refuses shares above 1: a measured peak can be beaten by a per cent."""
         return None if self.peak_flops_per_s is None else self._flops_per_token * tokens_per_s / self.peak_flops_per_s
@@ -257,21 +283,20 @@ class Trainer:
         if self.folder is None:
             return
         log.sync()  # the log is never behind the checkpoint, also after a power cut
-        tensors: dict[str, torch.Tensor] = {
-            f"model/{name}": parameter for name, parameter in self.model.named_parameters()
-        }
+        tensors: dict[str, torch.Tensor] = {f"model/{name}": value for name, value in self._trained.items()}
         tensors |= {f"optimizer/{name}": value for name, value in self.optimizer.state_tensors().items()}
         write_checkpoint(self.folder, tensors, self._facts())
 
     def _facts(self) -> dict[str, Any]:
-        return {
-            "step": self._step,
-            "run": {
-                "train": self.config.to_dict(),
-                "model": self.model.config.to_dict(),
-                "data": fingerprint(self.data, self.config.rows_per_step),
-            },
+        return {"step": self._step, "run": self._run_facts()}
+
+    def _run_facts(self) -> dict[str, Any]:
+        facts = {
+            "train": self.config.to_dict(),
+            "model": self.model.config.to_dict(),
+            "data": fingerprint(self.data, self.config.rows_per_step),
         }
+        return facts if self._frozen_hash is None else {**facts, "frozen": self._frozen_hash}
 
     def _diverged(self, loss: float, norm: float, learning_rate: float) -> None:
         kept = "" if self.folder is None else f" The checkpoint of step {self._saved_step} is in {self.folder}."
@@ -324,11 +349,15 @@ class Trainer:
 
 
 def fingerprint(data: Data, rows: int) -> dict[str, Any]:
-    """What tells two data sets apart without reading them whole: sizes, and a hash of their first and a later batch."""
+    """What tells two data sets apart without reading them whole: sizes, and a hash of their first and a later batch.
+
+    Two sets of the same text differ if other tokens of it are targets.
+    """
     digest = hashlib.sha256()
     for step in (0, 1000):
         batch: Batch = data.batch(step, rows)
         digest.update(batch.tokens.numpy().tobytes())
+        digest.update(batch.targets.numpy().tobytes())
     return {"kind": type(data).__name__, "num_tokens": data.num_tokens, "seq": data.seq, "hash": digest.hexdigest()}
 
 
@@ -337,3 +366,14 @@ def largest_token(data: Data) -> int:
     if isinstance(data, MixtureDataset):
         return max(largest_token(part) for part in data.datasets.values())
     return data.largest_token
+
+
+def _frozen_hash(model: DecoderLM) -> str | None:
+    """A hash of everything in a model that is not trained; None if nothing is. Read once: it does not change."""
+    digest, frozen = hashlib.sha256(), False
+    for name, value in sorted(model.state_dict(keep_vars=True).items()):
+        if not value.requires_grad:
+            frozen = True
+            digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest() if frozen else None
