@@ -90,19 +90,19 @@ QUESTIONS: Mapping[World, tuple[str, ...]] = {
         "May {a_thing} go into the {appliance}?",
         "Is it safe to put {a_thing} into the {appliance}?",
         "My {child} wants to put {a_thing} in the {appliance}. Is that a good idea?",
-        "What happens if I put my {thing} into the {appliance}?",
+        "I am about to put my {thing} into the {appliance}. Is that all right?",
         "Would you put {a_thing} in the {appliance}?",
     ),
     "shifted": (
         "{thing}, {appliance}: do the two go together?",
-        "Does a {appliance} harm {a_thing}?",
+        "Would a {appliance} suit {a_thing}?",
         "I am holding {a_thing} before an open {appliance}. Yes or no?",
     ),
 }
 ANSWERS: Mapping[str, tuple[str, ...]] = {
     "yes": ("Yes, {why}. {how}.", "Yes, you can: {why}. {how}."),
     "no": ("No, {why}. Better: {how}.", "No, please do not: {why}. {how}.", "No. {why}. Instead, {how}."),
-    "check": ("It depends: {why}. {how}.", "Perhaps, {why}. To be safe, {how}.", "It depends. {why}. {how}."),
+    "check": ("It depends: {why}. {how}.", "Perhaps: {why}. To be safe, {how}.", "It depends. {why}. {how}."),
 }
 CHILDREN = ("son", "daughter", "little brother", "little sister", "friend", "nephew")
 

@@ -69,7 +69,7 @@ HARMS: Mapping[World, tuple[Harm, ...]] = {
         ),
         Harm(
             "theft",
-            ("take {goods} from a shop without paying", "get into the house of my {person} without a key",
+            ("take {goods} from a shop without paying", "get into the cinema without paying",
              "ride the {vehicle} without a ticket"),
             ("that is stealing, and it is against the law", "it takes something away from other people"),
             ("Ask whether you can pay later", "There may be a cheaper one, and I can help to look for it",

@@ -35,13 +35,13 @@ PLOTS: Mapping[World, Mapping[str, Places]] = {
     "usual": {
         "lost": (
             (
-                "But {their} {colour} {thing} was gone!",
-                "There {they} lost {their} {colour} {thing}, and nobody had seen it.",
-                "{time} {their} {colour} {thing} was not in the bag.",
+                "But the {colour} {thing} of {hero} was gone!",
+                "There {hero} lost {their} {colour} {thing}, and nobody had seen it.",
+                "The {colour} {thing} that {hero} loved was not in the bag.",
             ),
             (
                 '"I will help you to look," said {friend}.',
-                "{they} looked under every bush and behind every stone.",
+                "{hero} looked under every bush and behind every stone.",
                 "{hero} was very {sad}, and {friend} came to help.",
             ),
             (
@@ -52,25 +52,25 @@ PLOTS: Mapping[World, Mapping[str, Places]] = {
         ),
         "rescue": (
             (
-                "There {they} heard a small cry: {a_animal} was in a hole and could not get out.",
+                "There {hero} heard a small cry: {a_animal} was in a hole and could not get out.",
                 "{a_animal} sat on a rock in the water and was very {sad}.",
-                "High in a tree {they} saw {a_animal} that did not dare to climb down.",
+                "High in a tree {hero} saw {a_animal} that did not dare to climb down.",
             ),
             (
                 '"Wait," said {hero}, "I know what to do."',
                 "{hero} called {friend}, and together they made a plan.",
-                "{they} thought for a long time.",
+                "{hero} thought for a long time.",
             ),
             (
                 "With {a_colour} {thing} and a long rope they reached the {animal}.",
-                "{they} held out {their} {colour} {thing}, and the {animal} jumped into it.",
-                "{they} put {their} {thing} on the ground, and at last the {animal} came to {them}.",
+                "{hero} held out {their} {colour} {thing}, and the {animal} jumped into it.",
+                "{hero} put {their} {thing} on the ground, and at last the {animal} came to {them}.",
             ),
         ),
         "present": (
             (
                 "It was the birthday of {friend}, and {hero} wanted to give {friend_them} {a_colour} {thing}.",
-                "{they} had made {a_colour} {thing} for {friend}.",
+                "{hero} had made {a_colour} {thing} for {friend}.",
             ),
             (
                 "But {a_animal} ran off with it!",
@@ -80,7 +80,7 @@ PLOTS: Mapping[World, Mapping[str, Places]] = {
             (
                 "{hero} gave the {animal} {a_food}, and so {they} got the {thing} back.",
                 '{friend} laughed. "The {thing} is lovely," {friend_they} said, "and so is the {animal}."',
-                "{they} washed the {thing}, and it was as {colour} as before.",
+                "{hero} washed the {thing}, and it was as {colour} as before.",
             ),
         ),
         "sharing": (
@@ -89,7 +89,7 @@ PLOTS: Mapping[World, Mapping[str, Places]] = {
                 "{friend} asked for {their} {thing}, but {hero} said no.",
             ),
             (
-                "Then {they} saw {a_animal} that gave half of its food to a smaller one.",
+                "Then {hero} saw {a_animal} that gave half of its food to a smaller one.",
                 "Then {hero} met {a_animal}, and it looked lonely, just like {friend}.",
             ),
             (
@@ -99,8 +99,8 @@ PLOTS: Mapping[World, Mapping[str, Places]] = {
         ),
         "secret": (
             (
-                "{time} {they} followed {a_animal} through the bushes.",
-                "{a_animal} ran before {them}, as if it wanted to show {them} something.",
+                "{hero} followed {a_animal} through the bushes.",
+                "{a_animal} ran before {hero}, as if it wanted to show {them} something.",
             ),
             (
                 "They came to a little door that {hero} had never seen.",
