@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from cme295lab.finetuning.chat import Message
+from cme295lab.finetuning.chat import Message, read_conversations
 from cme295lab.finetuning.instructions import (
     PROBES,
     Example,
@@ -64,6 +64,14 @@ def test_files_give_back_what_was_written(tmp_path):
     first = json.loads(lines[0])
     assert first["messages"][0] == {"role": "user", "content": "Can I put my teddy bear in the washing machine?"}
     assert [m["role"] for m in json.loads(lines[-2])["messages"]] == ["system", "user", "assistant"]
+
+
+def test_files_are_read_by_the_reader_of_chats(tmp_path):
+    """It passes over kind and family, and gives the same messages."""
+    path = write_jsonl(tmp_path / "data.jsonl", PROBES)
+    found = read_conversations(path)
+    assert found.layout == "messages"
+    assert [tuple(messages) for messages in found.conversations] == [probe.messages for probe in PROBES]
 
 
 def test_files_without_family_and_with_empty_lines_are_read(tmp_path):

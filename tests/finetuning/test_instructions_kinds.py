@@ -13,7 +13,7 @@ from cme295lab.finetuning.instructions.generate import WRITERS
 from cme295lab.finetuning.instructions.knowledge import TOPICS
 from cme295lab.pretraining.corpora import story_words
 
-NUM_DRAFTS = 500
+NUM_DRAFTS = 300
 
 
 @functools.cache
@@ -149,8 +149,8 @@ def test_functions_do_what_their_asserts_say():
             exec(compile(source, draft.family, "exec"), space)
             num_asserts += len(re.findall(r"^assert ", source, re.MULTILINE))
         assert callable(space[draft.facts["name"]])
-    assert len(names) > 250
-    assert num_asserts > 2000
+    assert len(names) > 150
+    assert num_asserts > 1200
 
 
 def test_loops_and_one_line_functions_agree():
@@ -165,7 +165,7 @@ def test_loops_and_one_line_functions_agree():
                 values = [rng.randrange(-40, 80) for _ in range(rng.randrange(8))]
                 assert space[draft.facts["name"]](values) == other[draft.facts["name"]](values)
                 compared += 1
-    assert compared > 100
+    assert compared > 50
 
 
 def test_function_names_hide_nothing_of_python():
