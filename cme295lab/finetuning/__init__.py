@@ -2,6 +2,7 @@
 
 ``chat`` is where to begin: messages as text and tokens, and which of the tokens carry loss.
 ``instructions`` generates conversations to learn from.
+``sft`` trains a model on them.
 ``qlora`` trains adapters beside a base in 4 bits.
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 from cme295lab._lazy import lazy_names
 
 _HOME: dict[str, str] = {}
-_MODULES = ("chat", "instructions", "qlora")
+_MODULES = ("chat", "instructions", "qlora", "sft")
 
 __all__: list[str] = []
 

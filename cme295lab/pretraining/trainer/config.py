@@ -64,7 +64,7 @@ class TrainConfig:
     checkpoint_every: int | None = None
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "betas", tuple(self.betas))  # JSON gives a list
+        object.__setattr__(self, "betas", tuple(self.betas))
         for name in ("num_steps", "rows_per_step", "micro_rows", "seq", "evaluate_every", "evaluation_rows",
                      "checkpoint_every"):  # fmt: skip
             self._check_count(name)
@@ -113,4 +113,5 @@ class TrainConfig:
         known = [item.name for item in fields(cls)]
         if unknown := sorted(set(values) - set(known)):
             raise ValueError(f"a TrainConfig has no {', '.join(unknown)}; it has {', '.join(known)}")
-        return cls(**values)
+        betas = {"betas": tuple(values["betas"])} if "betas" in values else {}  # JSON gives a list
+        return cls(**{**values, **betas})
