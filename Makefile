@@ -50,7 +50,7 @@ unit: setup ## unit tests, and the examples in docstrings
 # What runs kernels, as on macOS and Windows: tests/without_triton makes Python start as if Triton were not installed.
 WITHOUT_TRITON := $(addprefix tests/,simulator attention kernels grading widgets)
 # Exercises on memory and on many processes run no kernel: once is enough.
-NO_KERNELS_IN := $(patsubst %,--ignore-glob='*/tests/grading/test_%.py',ring_* ddp_* distributed zero_* memory_* recompute decoding flops_accounting scaling_fit moe_routing kv_cache float_formats loss_scaling quantizers nf4 qlora sft_loss_mask)
+NO_KERNELS_IN := $(patsubst %,--ignore-glob='*/tests/grading/test_%.py',ring_* ddp_* distributed zero_* memory_* recompute decoding flops_accounting scaling_fit moe_routing kv_cache float_formats loss_scaling quantizers nf4 qlora prefix_tuning sft_loss_mask lora)
 
 unit-without-triton: setup ## what runs kernels, again, as where Triton has no packages
 	PYTHONPATH=tests/without_triton $(PYTEST) -n $(WORKERS) --dist loadfile $(NO_GPU_TESTS) $(NO_KERNELS_IN) $(WITHOUT_TRITON)

@@ -33,7 +33,9 @@ _TOPICS = (
     "quantizers",
     "nf4",
     "qlora",
+    "prefix_tuning",
     "sft_loss_mask",
+    "lora",
 )
 
 

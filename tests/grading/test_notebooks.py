@@ -30,7 +30,9 @@ POINTS = {
     "quantizers": {"absmax_check": 3.0, "affine_check": 4.0, "blockwise_check": 4.0, "mixed_check": 5.0},
     "nf4": {"levels_check": 3.0, "quantize_check": 5.0, "dequantize_check": 4.0, "double_check": 4.0},
     "qlora": {"linear_check": 6.0, "bytes_check": 4.0, "pages_check": 4.0},
+    "prefix_tuning": {"attention_check": 6.0, "counts_check": 3.0, "encoder_check": 5.0},
     "sft_loss_mask": {"labels_check": 4.0, "loss_check": 5.0, "pack_check": 4.0},
+    "lora": {"layer_check": 5.0, "merge_check": 4.0, "count_check": 2.0, "batch_check": 4.0},
 }
 NUM_STUBS = {
     "flash_attention": 5,
@@ -49,7 +51,9 @@ NUM_STUBS = {
     "quantizers": 8,
     "nf4": 6,
     "qlora": 6,
+    "prefix_tuning": 9,
     "sft_loss_mask": 4,
+    "lora": 6,
 }
 every_topic = pytest.mark.parametrize("topic", POINTS)
 
