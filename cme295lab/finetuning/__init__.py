@@ -4,6 +4,7 @@
 ``instructions`` generates conversations to learn from.
 ``sft`` trains a model on them.
 ``qlora`` trains adapters beside a base in 4 bits.
+``prefix`` trains keys and values in front of the sequence.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 from cme295lab._lazy import lazy_names
 
 _HOME: dict[str, str] = {}
-_MODULES = ("chat", "instructions", "qlora", "sft")
+_MODULES = ("chat", "instructions", "prefix", "qlora", "sft")
 
 __all__: list[str] = []
 
