@@ -213,6 +213,14 @@ def test_cleaning_counts_each_reason_by_hand():
     assert "question is in the evaluation                   1" in str(report)
 
 
+def test_a_single_example_that_is_like_an_evaluation_item_is_left_out():
+    item = example("Where do owls live?", "Owls live in trees, in barns and in old towers by the sea.")
+    alike = example("Tell me this:", "Owls live in trees, in barns and in old towers by the sea.")
+    assert clean([alike], evaluation=[item], near_copy=0.5)[0] == []
+    assert clean([alike], evaluation=[item], near_copy=0.95)[0] == [alike]
+    assert clean([alike])[0] == [alike]
+
+
 def test_a_chain_of_likeness_does_not_swallow_all():
     """b is like a (23 of 33 runs), c is like b and less like a (20 of 36): c stays, since b is gone."""
     words = [f"w{n}" for n in range(40)]

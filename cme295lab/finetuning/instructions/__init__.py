@@ -5,6 +5,10 @@ Read in this order: ``example`` (a conversation of a kind), ``drafts`` (two worl
 ``cleaning`` (filters, near copies, evaluation items), ``generate`` (mixture and splits), ``probes``, ``files`` (JSONL),
 ``measures`` (how varied, how long, what is in two splits).
 
+What this is not: what people write. A few hundred sentences stand behind it. With 4,000 training examples, 36% of the
+runs of eight words in the in-distribution split also occur in training (3% in the shifted one), though no item does:
+sentences recur, in other combinations. A loss on the first split says how well a model has learned the forms.
+
 How large others' data is: InstructGPT 12,725 conversations to train on, LIMA 1,000, Alpaca 52,002, Llama-2-chat 27,540.
 """
 
