@@ -185,6 +185,22 @@ def test_more_than_there_is_is_refused(monkeypatch):
         instruction_data(num_examples=5, num_held_out=50)
 
 
+def test_training_avoids_the_questions_of_the_evaluation_when_there_are_few(monkeypatch):
+    """Forty questions with any number of answers: ten are asked in an evaluation, so training has to use others."""
+
+    def write(rng, world):
+        number, words = rng.randrange(40), [f"w{rng.randrange(1000)}" for _ in range(8)]
+        return Draft(turns=(f"Say {number}", " ".join(words)), family=" ".join(words))
+
+    monkeypatch.setattr(generate, "WRITERS", dict.fromkeys(KINDS, write))
+    monkeypatch.setattr(generate, "polite", lambda rng, world, request: request)
+    data = instruction_data(num_examples=60, num_held_out=24, mixture={"story": 1.0})
+    story = [e for e in (*data.in_distribution, *data.shifted) if e.kind == "story"]
+    assert len(story) == 10
+    assert leakage(data.train, story).is_clean
+    assert data.reports["story"].num_same_question > 10
+
+
 # --- cleaning ---------------------------------------------------------------------------------------------------------
 
 
