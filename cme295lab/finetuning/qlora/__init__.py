@@ -1,7 +1,7 @@
 """QLoRA: adapters learn beside a base in 4 bits, and the optimizer's states wait in the CPU's memory.
 
-``memory`` (what a run takes, on paper), ``paging`` (pages between two memories, on a budget) and ``paged_adamw`` (AdamW
-whose states are such pages).
+``memory`` (what a run takes, on paper), ``measured`` (what it takes), ``paging`` (pages between two memories, on a
+budget) and ``paged_adamw`` (AdamW whose states are such pages).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cme295lab._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from cme295lab.finetuning.qlora.measured import measured_bytes
     from cme295lab.finetuning.qlora.memory import ClassBytes, QloraMemory, qlora_memory
     from cme295lab.finetuning.qlora.paged_adamw import PagedAdamW
     from cme295lab.finetuning.qlora.paging import PagePool, PagingCounts
@@ -21,10 +22,19 @@ _HOME = {
     "PagedAdamW": "paged_adamw",
     "PagingCounts": "paging",
     "QloraMemory": "memory",
+    "measured_bytes": "measured",
     "qlora_memory": "memory",
 }
-_MODULES = ("memory", "paged_adamw", "paging")
+_MODULES = ("measured", "memory", "paged_adamw", "paging")
 
-__all__ = ["ClassBytes", "PagePool", "PagedAdamW", "PagingCounts", "QloraMemory", "qlora_memory"]
+__all__ = [
+    "ClassBytes",
+    "PagePool",
+    "PagedAdamW",
+    "PagingCounts",
+    "QloraMemory",
+    "measured_bytes",
+    "qlora_memory",
+]
 
 __getattr__, __dir__ = lazy_names(__name__, _HOME, _MODULES)

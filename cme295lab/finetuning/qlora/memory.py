@@ -17,7 +17,7 @@ states):
 So "16 times less" compares two ways of training: most of it comes from the gradients and states of frozen weights,
 which are not there. The weights alone shrink 16 / 4.127 = 3.88 times. `QloraMemory` gives both ratios.
 
-Bytes are exact: of a model that is in memory, storages have as many (`models.QloraSummary` holds the two together).
+Bytes are exact: of a model that is in memory, storages have as many (`measured` counts them).
 Not covered: activations (`cme295lab.memory` has them; they are those of the adapters' forward pass and of the base's,
 and 4 bits change nothing about them), and the slab of weights that is dequantised at a time.
 
