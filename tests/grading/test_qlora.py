@@ -115,6 +115,10 @@ WRONG = [
                   f"return x @ weight.W.T + scale * {ADAPTER}", kind=MUCH, says="is kept", at_most=0.85)),
     ("1", student("merged", LAYER, "return x @ (weight.dequantize(x.dtype) + scale * (B @ A).to(x.dtype)).T", kind=MUCH,
                   says="is kept", at_most=0.85)),
+    ("1", student("B @ A", ADAPTER, "(x @ (B @ A).to(x.dtype).T)", kind=MUCH, says="multiply x by A first",
+                  at_most=0.85)),
+    ("1", student("the 4-bit weight among tensors", KEEP, "ctx.save_for_backward(weight)", kind=Kind.CRASHED,
+                  says="keep it as ctx.weight")),
     ("1", student("the base trains", LAYER, "W = weight.dequantize(x.dtype).requires_grad_()\n    return x @ W.T + "
                   f"scale * {ADAPTER}", says="the base is frozen, and its 4 bits", at_most=0.75)),
     ("1", student("a parameter", LAYER, "W = torch.nn.Parameter(weight.dequantize(x.dtype))\n    return x @ W.T + "
@@ -153,7 +157,8 @@ WRONG = [
     ("1", student("by hand, no gradient of A", LAYER, ALL_BY_HAND.replace("None, of_a, of_b", "None, None, of_b"),
                   says="A gets no gradient")),
     ("1", student("transposed", ".dequantize(x.dtype).T", ".dequantize(x.dtype)", kind=Kind.CRASHED)),
-    ("1", student("a value for the weight", "dtype), None", "dtype), g", kind=Kind.CRASHED)),
+    ("1", student("a value for the weight", "dtype), None", "dtype), g", kind=Kind.CRASHED,
+                  says="return None in its place")),
     ("1", student("one value", "dtype), None", "dtype)", kind=Kind.CRASHED, says="one value for each argument")),
     ("1", student("mixed dtypes", "A.to(x.dtype)", "A", kind=Kind.CRASHED, says="convert A and B to x.dtype")),
     ("1", student("float32 result", LAYER, f"return {BASE} + scale * (x.float() @ A.T @ B.T)", kind=Kind.WRONG_SHAPE,
@@ -276,6 +281,23 @@ def test_the_right_gradients_are_autograds(seed: int) -> None:
     torch.testing.assert_close(case.right_output(), y.detach())
     for name, right in case.right_gradients().items():
         torch.testing.assert_close(right, tensors[name].grad)
+
+
+def test_the_pages_example_of_the_layer() -> None:
+    x, weight, a, b = (torch.tensor([row]) for row in ([4.0, 1.0], [2.0, 1.0], [1.0, -1.0], [3.0]))
+    assert products.output(x, weight, a, b, 0.5).tolist() == [[13.5]]
+    found = products.gradients(x, weight, a, b, 0.5, torch.ones(1, 1))
+    assert found["x"].tolist() == [[3.5, -0.5]]
+
+
+@pytest.mark.parametrize("hidden", [False, True], ids=["visible", "hidden"])
+@pytest.mark.parametrize("layer", products.FORWARD, ids=lambda layer: layer.cause[:36])
+def test_every_listed_mistake_of_the_output_is_found_and_named(layer: products.Layer, hidden: bool) -> None:
+    def wrong(x, weight, A, B, scale):
+        return products.output(x, weight.values(), A, B, scale, layer).to(x.dtype)
+
+    result = checks.run("qlora/1", wrong, **(HIDDEN["1"] if hidden else {}))
+    assert layer.cause in result.message, result.message
 
 
 def test_rounding_to_four_bits_is_the_librarys() -> None:

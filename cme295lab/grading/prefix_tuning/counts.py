@@ -31,7 +31,7 @@ def properties(*, length: int = 10, bottleneck: int = 64) -> list[Property]:
     return [
         formula_property(plain, [of_prefix(24, length, 16, 16, 64), of_prefix(3, 7, 5, 5, 11)], weight=2),
         formula_property("with grouped queries, fewer heads have keys and values",
-                         [of_prefix(32, length, 32, 8, 128), of_prefix(3, 7, 10, 2, 11)]),
+                         [of_prefix(32, length, 32, 8, 128), of_prefix(3, 7, 12, 3, 11)]),
         formula_property("prompt tuning trains embeddings in front", [of_prompt(length, 1024), of_prompt(7, 55)]),
         formula_property("two adapters in each layer, biases included",
                          [of_adapters(24, 1024, bottleneck), of_adapters(3, 55, 13)], weight=2),

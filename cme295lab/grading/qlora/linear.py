@@ -41,6 +41,7 @@ _CAUSES = {
     "expected scalar type": _TWO_DTYPES,
     "not a Variable": "backward returns a gradient for something that has none, such as the 4-bit weight: return None "
     "in its place",
+    "can only save variables": "the 4-bit weight is no tensor: keep it as ctx.weight = weight",
     "incorrect number of gradients": "backward returns one value for each argument of forward; None for the 4-bit "
     "weight, and for what needs no gradient",
 }  # fmt: skip
@@ -311,7 +312,8 @@ def judge_memory(case: Case, run: Run) -> Outcome:
     )
     cause = (
         "the dequantised matrix is kept for the backward pass: autograd saves it in x @ W.T, and so does "
-        "ctx.save_for_backward(W). Keep the 4-bit weight (ctx.weight = weight), and dequantise again in backward"
+        "ctx.save_for_backward(W). Keep the 4-bit weight (ctx.weight = weight), and dequantise again in backward. Or "
+        "B @ A was made, which is as large: multiply x by A first, then by B"
     )
     return Outcome(name="", kind=Kind.TOO_MUCH_MEMORY, difference=difference, cause=cause)
 

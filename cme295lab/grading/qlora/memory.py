@@ -49,11 +49,11 @@ def properties(*, rank: int = 64, block_size: int = 64, group_size: int = 256) -
     tiny = "a tiny model in 4 bits, with adapters"
     return [
         formula_property(full, [_full(TINY), _full(LLAMA_7B), _full(LLAMA_65B)]),
-        formula_property(tiny, [_qlora(TINY, 2, 64, 256), _qlora(TINY, 5, 64, 128)], weight=2),
+        formula_property(tiny, [_qlora(TINY, 3, 64, 256), _qlora(TINY, 5, 64, 128)], weight=2),
         formula_property("Llama-2 7B in 4 bits", [_qlora(LLAMA_7B, rank, block_size, group_size)]),
         formula_property("with grouped queries, matrices are not square",
                          [_qlora(LLAMA_3_8B, 16, block_size, group_size)]),
-        formula_property("other blocks and groups", [_qlora(TINY, 2, 32, 64)], needs=(tiny,)),
+        formula_property("other blocks and groups", [_qlora(TINY, 3, 32, 64)], needs=(tiny,)),
     ]  # fmt: skip
 
 
