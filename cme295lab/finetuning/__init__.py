@@ -2,7 +2,8 @@
 
 ``chat`` is where to begin: messages as text and tokens, and which of the tokens carry loss.
 ``instructions`` generates conversations to learn from.
-``sft`` trains a model on them.
+``mid_training`` goes on with pretraining on other domains, and sees what is forgotten.
+``sft`` trains a model to answer.
 ``qlora`` trains adapters beside a base in 4 bits.
 ``prefix`` trains keys and values in front of the sequence.
 """
@@ -12,7 +13,7 @@ from __future__ import annotations
 from cme295lab._lazy import lazy_names
 
 _HOME: dict[str, str] = {}
-_MODULES = ("chat", "instructions", "prefix", "qlora", "sft")
+_MODULES = ("chat", "instructions", "prefix", "mid_training", "qlora", "sft")
 
 __all__: list[str] = []
 
