@@ -1,8 +1,9 @@
 # %% [markdown]
 # # Exercise: A thin road beside the wide one
 #
-# LoRA leaves a model's weights as they are and learns a small correction beside each. What is trained is a percent of
-# the model or less; afterwards it goes into the weights and costs nothing, or stays beside them, one for each customer.
+# LoRA leaves a model's weights as they are and learns a small correction beside each. What is trained is often
+# less than a percent of the model; afterwards it goes into the weights and costs nothing, or stays beside them, one for
+# each customer.
 # You build the layer, merge it, count it, and serve two adapters from one base.
 #
 # | part | you write | points |

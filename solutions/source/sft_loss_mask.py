@@ -252,7 +252,7 @@ if result.passed:
     print(f"largest difference {(packed - alone).abs().max():.1g}")
     figure, axes = plt.subplots(figsize=(3.4, 3.4), layout="constrained")
     axes.imshow(mask, cmap="Blues")
-    axes.set(xlabel="place that is seen", ylabel="place that sees", title="9, 4, 12 and 7 tokens, 4 of padding")
+    axes.set(xlabel="place that is seen", ylabel="place that sees", title="9, 4, 12 and 7 tokens")
     plt.show()
 
 # %% [markdown]

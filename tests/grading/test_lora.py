@@ -119,6 +119,8 @@ WRONG = [
     ("1", student("ones", "torch.randn(rank", "torch.ones(rank", says="random in every number")),
     ("1", student("equal rows", MAKE_A, "self.A = nn.Parameter(torch.randn(1, base.in_features).repeat(rank, 1))",
                   says="depend on each other")),
+    ("1", student("never filled", "torch.randn(rank, base.in_features)", "torch.full((rank, base.in_features), "
+                  "torch.nan)", says="holds inf or NaN", at_most=0.85)),
     ("1", student("nothing frozen", FREEZE, "", says="the base's weight is trained", at_most=0)),
     ("1", student("the bias", FREEZE, "base.weight.requires_grad_(False)", says="the base's bias is trained",
                   at_most=0)),
@@ -181,6 +183,7 @@ WRONG = [
     ("2", student("merges twice", IF_NOT, "if True:", says="look at layer.merged first")),
     ("2", student("no flag", SET, "pass", says="layer.merged is False")),
     ("2", student("A is cleared", SET, SET + "\n        layer.A.data.zero_()", says="A has changed")),
+    ("2", student("A is deleted", SET, SET + "\n        del layer.A", CLEAR, "pass", says="A is gone", at_most=0.75)),
     ("2", student("B is frozen", SET, SET + "\n        layer.B.requires_grad_(False)", says="B is frozen now")),
     ("2", student("added once more", "weight -= ", "weight += ", says="unmerging subtracts it", at_most=0.75)),
     ("2", student("unmerges always", IF, "if True:", says="although it was not in it")),

@@ -137,6 +137,7 @@ WRONG = [
     ("2", student("sum", DIVIDED, "return total if num_tokens is None else total / count", says="that is the sum")),
     ("2", student("padding is token 0", "labels.flatten(), ignore_index=-100", "labels.flatten().clamp(min=0)",
                   COUNT, "count = labels.numel() if num_tokens is None else num_tokens", says="count as token 0")),
+    ("2", student("token 0", "(labels != -100).sum() if", "(labels > 0).sum() if", says="token 0 is not counted")),
     ("2", student("shifted again", SUM, "logits, labels = logits[:, :-1], labels[:, 1:]\n    " + SUM,
                   says="shifted once more")),
     ("2", student("log-probability", DIVIDED, "return -total / count", says="the sign is wrong", at_most=0.1)),

@@ -206,10 +206,10 @@ def judge_parts(setting: Setting, seen: Observation) -> Outcome:
     if not facts.is_module:
         cause = f"{NAME} must be an nn.Module: class {NAME}(nn.Module), and super().__init__() first"
         return Outcome(name="", kind=Kind.WRONG_SHAPE, cause=cause)
-    trained = [part for part in facts.parts if part.trained]
     cause = _wrong_parts(setting, facts)
     if not cause:
         return Outcome(name="")
+    trained = [part for part in facts.parts if part.trained]
     shapes = ", ".join(str(tuple(part.value.shape)) for part in trained) or "nothing"
     want = f"{(setting.rank, setting.in_features)} and {(setting.out_features, setting.rank)}"
     difference = f"expected parameters {want} to train, got {shapes}"
@@ -248,6 +248,9 @@ def judge_start(setting: Setting, x: Tensor, seen: Observation) -> Outcome:
         Hypothesis("the base's output is missing: the adapter's is added to it", lambda: torch.zeros_like(value)),
         Hypothesis("the base's bias is missing", lambda: value - base.bias.detach().double()),
     ]
+    if not all(bool(part.value.isfinite().all()) for part in facts.parts):
+        cause = "A or B holds inf or NaN: torch.empty fills nothing"
+        return Outcome(name="", kind=Kind.WRONG_VALUE, cause=cause)
     random = any(bool((part.value != 0).any()) for part in facts.of("B"))
     cause = "the adapter changes the output before anything is learned: B must be zero" if random else ""
     return judge_tensor(
@@ -270,7 +273,7 @@ def judge_numbers(seen: Observation) -> Outcome:
         cause = "A and B are both random: B must be zero, or the output changes at the start"
     elif float((a.value == 0).double().mean()) > 0.1 or a.value.double().std() < 1e-12:
         cause = "A must be random in every number: equal rows would learn the same, as if the rank were 1"
-    elif int(torch.linalg.matrix_rank(a.value.double())) < min(a.value.shape):
+    elif int(torch.linalg.matrix_rank(a.value.double().nan_to_num())) < min(a.value.shape):
         cause = "the rows of A depend on each other: make every number random"
     if not cause:
         return Outcome(name="")

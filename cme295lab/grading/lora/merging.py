@@ -221,7 +221,11 @@ def judge_rest(case: Case, seen: Observation) -> Outcome:
         cause = f"layer.merged is {layer.merged}, and must be {case.ends_merged}: forward looks at it"
         return Outcome(name="", kind=Kind.WRONG_VALUE, cause=cause)
     _, bias, a, b = case.numbers()
-    for name, got, want in (("A", layer.A, a), ("B", layer.B, b), ("the bias", layer.base.bias, bias)):
+    parts = (("A", getattr(layer, "A", None), a), ("B", getattr(layer, "B", None), b))
+    for name, got, want in (*parts, ("the bias", layer.base.bias, bias)):
+        if not isinstance(got, Tensor):
+            cause = f"{name} is gone: it is needed for unmerging"
+            return Outcome(name="", kind=Kind.WRONG_VALUE, cause=cause)
         if not torch.equal(got.detach(), want):
             cause = f"{name} has changed: only the weight and layer.merged do"
             return Outcome(name="", kind=Kind.WRONG_VALUE, cause=cause)

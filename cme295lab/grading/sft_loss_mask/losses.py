@@ -134,6 +134,7 @@ def _wrong_losses(logits: Tensor, labels: Tensor, num_tokens: int | None) -> Ite
     yield "that is a mean of the rows' means: a token of a short row would weigh more", (each.sum(-1) / counts).mean()
     yield "that is the sum: divide by the number of labels", total
     yield "the sum is divided by the number of rows: divide by the number of labels", total / len(labels)
+    yield "token 0 is not counted: only -100 stands for nothing", total / (labels > 0).sum()
     padded = losses_of(logits, labels.clamp(min=0))
     yield "places with -100 count as token 0: leave them out", padded.mean()
     yield "places with -100 count as token 0 in the sum: leave them out", padded.sum() / count
