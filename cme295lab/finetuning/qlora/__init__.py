@@ -1,7 +1,7 @@
 """QLoRA: adapters learn beside a base in 4 bits, and the optimizer's states wait in the CPU's memory.
 
-``memory`` (what a run takes, on paper), ``measured`` (what it takes), ``paging`` (pages between two memories, on a
-budget) and ``paged_adamw`` (AdamW whose states are such pages).
+``base`` (a model frozen, with its linear layers in NF4), ``memory`` (what a run takes, on paper), ``measured`` (what it
+takes), ``paging`` (pages between two memories, on a budget) and ``paged_adamw`` (AdamW whose states are such pages).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from cme295lab._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from cme295lab.finetuning.qlora.base import freeze_in_four_bits
     from cme295lab.finetuning.qlora.measured import measured_bytes
     from cme295lab.finetuning.qlora.memory import ClassBytes, QloraMemory, qlora_memory
     from cme295lab.finetuning.qlora.paged_adamw import PagedAdamW
@@ -22,10 +23,11 @@ _HOME = {
     "PagedAdamW": "paged_adamw",
     "PagingCounts": "paging",
     "QloraMemory": "memory",
+    "freeze_in_four_bits": "base",
     "measured_bytes": "measured",
     "qlora_memory": "memory",
 }
-_MODULES = ("measured", "memory", "paged_adamw", "paging")
+_MODULES = ("base", "measured", "memory", "paged_adamw", "paging")
 
 __all__ = [
     "ClassBytes",
@@ -33,6 +35,7 @@ __all__ = [
     "PagedAdamW",
     "PagingCounts",
     "QloraMemory",
+    "freeze_in_four_bits",
     "measured_bytes",
     "qlora_memory",
 ]
