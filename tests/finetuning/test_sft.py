@@ -183,6 +183,38 @@ def test_a_frozen_base_stays_as_it_is_bit_for_bit_and_is_in_no_file(tmp_path):
         load_best(tiny_model(), tmp_path)
 
 
+ADDED = {"prefix": {"length": 3, "hidden": 5}}
+
+
+@pytest.mark.parametrize("method", ADDED)
+def test_a_method_is_one_option_resumes_and_leaves_the_base_alone(tmp_path, method):
+    """Trained in one go, and in two calls with the base each time; dropped in a fresh base, the best weights answer."""
+    options = ADDED[method]
+    before = {name: value.clone() for name, value in tiny_model().named_parameters()}
+    settings = config(method=method, method_options=options, seed=3, learning_rate=3e-2)
+    evaluation = {"a": packed(number=12)}
+
+    def train(folder):
+        model = tiny_model()
+        return model, train_sft(model, packed(), settings, evaluation=evaluation, folder=folder, progress=False)
+
+    (_, whole), model = train(None), tiny_model()
+    choose_parameters(model, method, options, seed=3)
+    SftTrainer(model, packed(), settings.train_config(packed()), validation=evaluation, folder=tmp_path, best_by="a",
+               progress=False, method={"name": method, **options}).run(5)  # fmt: skip
+    model, run = train(tmp_path)
+    assert run.losses == whole.losses
+    assert run.losses_of("a")[12] < run.losses_of("a")[0]
+    frozen = [value.tolist() for value in model.parameters() if not value.requires_grad]
+    assert sorted(map(str, frozen)) == sorted(str(value.tolist()) for value in before.values())
+    added = {name for name, value in model.named_parameters() if value.requires_grad}
+    assert set(read_checkpoint(tmp_path, name=BEST_NAME)[0]) == added
+    fresh = tiny_model()
+    choose_parameters(fresh, method, options, seed=4)
+    facts = load_best(fresh, tmp_path)
+    assert evaluate(fresh, evaluation["a"], rows=2) == facts["losses"]["a"]
+
+
 def test_full_trains_what_was_frozen_before():
     model = tiny_model().requires_grad_(False)
     assert choose_parameters(model, "full").keys() == dict(model.named_parameters()).keys()

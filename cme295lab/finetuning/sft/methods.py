@@ -1,11 +1,13 @@
 """Which parameters a fine-tuning run trains: all, those that are marked, or those that a method adds.
 
 The trainer asks one question of a parameter, `requires_grad`. Whatever answers it is a method: "full" says yes for all,
-"as-marked" leaves the answers to whoever prepared the model. Methods that add parameters freeze all others.
+"as-marked" leaves the answers to whoever prepared the model. Methods that add parameters freeze all others; their
+options are those of the function that adds them, and its module is imported when it is asked for.
 """
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -22,7 +24,22 @@ def _as_marked(model: nn.Module) -> None:
     """Nothing to do."""
 
 
-METHODS: Mapping[str, Callable[..., object]] = MappingProxyType({"full": _full, "as-marked": _as_marked})
+def _adding(module: str, function: str) -> Callable[..., object]:
+    """The function that adds parameters, found when it is called."""
+
+    def add(model: nn.Module, **options: Any) -> object:
+        return getattr(importlib.import_module(module), function)(model, **options)
+
+    return add
+
+
+METHODS: Mapping[str, Callable[..., object]] = MappingProxyType(
+    {
+        "full": _full,
+        "as-marked": _as_marked,
+        "prefix": _adding("cme295lab.finetuning.prefix", "add_prefix"),
+    }
+)
 
 
 def choose_parameters(
