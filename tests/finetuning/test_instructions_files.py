@@ -151,4 +151,5 @@ def test_leaks_are_found_by_hand():
     assert found.num_near_copies == 2  # the second, and the fourth with 13 of 15 runs of five words
     assert not found.is_clean
     assert "of 5 items 1 share a family" in str(found)
-    assert leakage(train, evaluation[-1:], ngram=3).is_clean
+    twice = [evaluation[-1], example("A very different question", "with a very different answer.", family="fifth")]
+    assert leakage(train, twice, ngram=3).is_clean  # what is alike within the evaluation is no leak

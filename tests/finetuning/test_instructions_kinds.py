@@ -256,6 +256,8 @@ def test_each_thing_has_advice_for_each_appliance():
     appliances = {appliance for world in WORLDS for appliance in advice.APPLIANCES[world]}
     assert set(advice.VERDICTS) == {(material, appliance) for material in materials for appliance in appliances}
     assert "teddy bear" not in str(advice.THINGS)
+    allowed = {case for case, (verdict, _, _) in advice.VERDICTS.items() if verdict == "yes"}
+    assert allowed == {("cotton", "washing machine"), ("cotton", "tumble dryer")}
 
 
 SAYS = {"yes": ("Yes",), "no": ("No",), "check": ("It depends", "Perhaps")}
