@@ -1,7 +1,8 @@
 """QLoRA: adapters learn beside a base in 4 bits, and the optimizer's states wait in the CPU's memory.
 
-``base`` (a model frozen, with its linear layers in NF4), ``memory`` (what a run takes, on paper), ``measured`` (what it
-takes), ``paging`` (pages between two memories, on a budget) and ``paged_adamw`` (AdamW whose states are such pages).
+``base`` (a model frozen, with its linear layers in NF4), ``models`` (the same with adapters, and a table of bytes),
+``memory`` (what a run takes, on paper), ``measured`` (what it takes), ``paging`` (pages between two memories, on a
+budget) and ``paged_adamw`` (AdamW whose states are such pages).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from cme295lab.finetuning.qlora.base import freeze_in_four_bits
     from cme295lab.finetuning.qlora.measured import measured_bytes
     from cme295lab.finetuning.qlora.memory import ClassBytes, QloraMemory, qlora_memory
+    from cme295lab.finetuning.qlora.models import QloraSummary, adapt_in_four_bits
     from cme295lab.finetuning.qlora.paged_adamw import PagedAdamW
     from cme295lab.finetuning.qlora.paging import PagePool, PagingCounts
 
@@ -23,11 +25,13 @@ _HOME = {
     "PagedAdamW": "paged_adamw",
     "PagingCounts": "paging",
     "QloraMemory": "memory",
+    "QloraSummary": "models",
+    "adapt_in_four_bits": "models",
     "freeze_in_four_bits": "base",
     "measured_bytes": "measured",
     "qlora_memory": "memory",
 }
-_MODULES = ("base", "measured", "memory", "paged_adamw", "paging")
+_MODULES = ("base", "measured", "memory", "models", "paged_adamw", "paging")
 
 __all__ = [
     "ClassBytes",
@@ -35,6 +39,8 @@ __all__ = [
     "PagedAdamW",
     "PagingCounts",
     "QloraMemory",
+    "QloraSummary",
+    "adapt_in_four_bits",
     "freeze_in_four_bits",
     "measured_bytes",
     "qlora_memory",
