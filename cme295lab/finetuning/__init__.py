@@ -6,6 +6,7 @@
 ``sft`` trains a model to answer.
 ``qlora`` trains adapters beside a base in 4 bits.
 ``prefix`` trains keys and values in front of the sequence.
+``adapters`` trains small MLPs after or beside the parts of a layer.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from __future__ import annotations
 from cme295lab._lazy import lazy_names
 
 _HOME: dict[str, str] = {}
-_MODULES = ("chat", "instructions", "prefix", "mid_training", "qlora", "sft")
+_MODULES = ("adapters", "chat", "instructions", "mid_training", "prefix", "qlora", "sft")
 
 __all__: list[str] = []
 
