@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from cme295lab.finetuning.adapters import add_adapters
 from cme295lab.finetuning.qlora import PagedAdamW, adapt_in_four_bits, measured_bytes, qlora_memory
 from cme295lab.quantization import Linear4bit
 from cme295lab.transformer import DecoderLM, ModelConfig
@@ -116,6 +117,15 @@ def test_the_table_shows_each_class_by_formula_and_measured() -> None:
     assert rows["their gradients"][2:] == ["0", "B"]
     # 9,216 quantised, 2,400 in embedding and head, 120 in norms, 2 bytes each; 4 × 2 × (2 × 48 + 2 × 36 + 3 × 64)
     assert "before: 23.5 kB; 2880 of 14616 parameters learn" in text
+
+
+def test_adapters_of_another_kind_learn_over_the_same_base() -> None:
+    model = model_of(LLAMA)
+    summary = adapt_in_four_bits(model, lambda base: add_adapters(base, 6))  # type: ignore[arg-type]
+    # Two per layer, each with 2 d m + d + m numbers.
+    assert summary.num_trained == 2 * 2 * (2 * 24 * 6 + 24 + 6)
+    loss_of(model).backward()
+    assert all(model.get_parameter(name).grad is not None for name in summary.trained)
 
 
 def test_an_addition_that_adds_nothing_or_wakes_the_base_is_refused() -> None:
