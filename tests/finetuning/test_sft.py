@@ -190,7 +190,7 @@ def test_a_frozen_base_stays_as_it_is_bit_for_bit_and_is_in_no_file(tmp_path):
         load_best(tiny_model(), tmp_path)
 
 
-ADDED = {"prefix": {"length": 3, "hidden": 5}}
+ADDED = {"prefix": {"length": 3, "hidden": 5}, "adapters": {"bottleneck": 4, "places": ("attention", "mlp")}}
 
 
 @pytest.mark.parametrize("method", ADDED)

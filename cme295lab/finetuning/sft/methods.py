@@ -38,6 +38,7 @@ METHODS: Mapping[str, Callable[..., object]] = MappingProxyType(
         "full": _full,
         "as-marked": _as_marked,
         "prefix": _adding("cme295lab.finetuning.prefix", "add_prefix"),
+        "adapters": _adding("cme295lab.finetuning.adapters", "add_adapters"),
     }
 )
 
