@@ -308,8 +308,12 @@ def refuse_function(student: Any, name: str) -> Outcome | None:
 
 
 def is_stub(function: Callable[..., Any]) -> bool:
-    """Whether a function is what the exercise began with."""
-    return "raise NotImplementedError" in inspect.getsource(function)
+    """Whether a function is what the exercise began with. One that was typed without a file has no source: then no."""
+    try:
+        source = inspect.getsource(function)
+    except OSError:
+        return False
+    return "raise NotImplementedError" in source
 
 
 def student_error(error: BaseException, time_limit_s: float = 0.0) -> StudentError:
