@@ -253,7 +253,9 @@ class _Bar:
         self.is_closed = True
 
 
-def test_one_bar_shows_how_far_the_slowest_rank_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_one_bar_shows_how_far_the_slowest_rank_is(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     seen = tmp_path / "seen"
 
     def work() -> None:
