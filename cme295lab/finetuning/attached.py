@@ -72,13 +72,13 @@ def trainable_parameters(model: nn.Module) -> TrainableParameters:
     )
 
 
-def attach(model: DecoderLM, module: Attachment) -> None:
+def attach(model: nn.Module, module: Attachment) -> None:
     """Hang a module on a model and freeze all else.
 
     Raises:
         ValueError: if something hangs there already.
     """
-    check_free(model)
+    check_unattached(model)
     module.trainable_before = tuple(name for name, parameter in model.named_parameters() if parameter.requires_grad)
     model.requires_grad_(False)
     model.add_module(module.place, module)
@@ -93,19 +93,28 @@ def check_free(model: DecoderLM) -> None:
     """
     if not isinstance(model, DecoderLM):
         raise TypeError(f"model must be a DecoderLM, got {type(model).__name__}")
+    check_unattached(model)
+
+
+def check_unattached(model: nn.Module) -> None:
+    """Refuse a model with something attached.
+
+    Raises:
+        ValueError: if something is attached.
+    """
     for module in model.children():
         if isinstance(module, Attachment):
             raise ValueError(f"the model already has {module.place}: remove it first, a model carries one method")
 
 
-def detach(model: DecoderLM, module: Attachment) -> None:
+def detach(model: nn.Module, module: Attachment) -> None:
     """Take a module off again; parameters that were trainable before are trainable once more."""
     delattr(model, module.place)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in module.trainable_before)
 
 
-def base_fingerprint(model: DecoderLM) -> str:
+def base_fingerprint(model: nn.Module) -> str:
     """SHA-256 of the names, dtypes, shapes and bytes of the base, whatever is attached to it."""
     attached = tuple(f"{name}." for name, module in model.named_children() if isinstance(module, Attachment))
     digest = hashlib.sha256()
