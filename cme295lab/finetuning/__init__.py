@@ -4,6 +4,7 @@
 ``instructions`` generates conversations to learn from.
 ``mid_training`` goes on with pretraining on other domains, and sees what is forgotten.
 ``sft`` trains a model to answer.
+``lora`` trains what is added to weights, as products of thin matrices.
 ``qlora`` trains adapters beside a base in 4 bits.
 ``prefix`` trains keys and values in front of the sequence.
 ``adapters`` trains small MLPs after or beside the parts of a layer.
@@ -14,7 +15,7 @@ from __future__ import annotations
 from cme295lab._lazy import lazy_names
 
 _HOME: dict[str, str] = {}
-_MODULES = ("adapters", "chat", "instructions", "mid_training", "prefix", "qlora", "sft")
+_MODULES = ("adapters", "chat", "instructions", "lora", "mid_training", "prefix", "qlora", "sft")
 
 __all__: list[str] = []
 

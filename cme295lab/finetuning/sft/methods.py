@@ -37,6 +37,7 @@ METHODS: Mapping[str, Callable[..., object]] = MappingProxyType(
     {
         "full": _full,
         "as-marked": _as_marked,
+        "lora": _adding("cme295lab.finetuning.lora.adapting", "add_lora"),
         "prefix": _adding("cme295lab.finetuning.prefix", "add_prefix"),
         "adapters": _adding("cme295lab.finetuning.adapters", "add_adapters"),
     }
