@@ -18,10 +18,8 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from cme295lab.finetuning.lora.targets import HEADS
 from cme295lab.quantization.quantized_models import QuantizedModelSummary, quantize_model
-
-HEADS = ("head", "lm_head")
-"""Last parts of names by which an output head is known, and left in its format."""
 
 
 def freeze_in_four_bits(

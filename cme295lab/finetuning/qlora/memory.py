@@ -26,11 +26,13 @@ Source: Dettmers et al. 2023, "QLoRA", abstract, §3 and §6; Hu et al. 2022, "L
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from types import MappingProxyType
 from typing import Literal
 
+from cme295lab.finetuning.lora.counting import num_lora_parameters
+from cme295lab.finetuning.lora.targets import Targets
 from cme295lab.memory.formulas.model_states import bytes_per_parameter
 from cme295lab.memory.formulas.precision import FORMAT_BYTES
 from cme295lab.memory.formulas.shapes import ParameterShape, parameter_shapes
@@ -144,7 +146,7 @@ def qlora_memory(
     model: str | ModelConfig,
     *,
     rank: int = 64,
-    targets: Sequence[str] | Literal["all-linear"] = "all-linear",
+    targets: Targets = "all-linear",
     block_size: int = 64,
     double_quant: bool = True,
     quantize_head: bool = False,
@@ -157,7 +159,8 @@ def qlora_memory(
     Args:
         model: a config, or the name of a preset.
         rank: of all adapters.
-        targets: layers that have one: names or last parts of names, such as "query"; "all-linear" is all but the head.
+        targets: layers that have one: names or last parts of names, such as "query"; "all-linear" is all but the head
+            and routers.
         block_size: weights to a scale.
         double_quant: whether scales are in 8 bits.
         quantize_head: whether an output head of its own (not tied to the embedding) is in 4 bits, too.
@@ -186,7 +189,7 @@ def qlora_memory(
     quantized = linear + [shape for shape in shapes if quantize_head and shape.part == "head"]
     in_four_bits = {shape.name for shape in quantized}
     others = [shape for shape in shapes if shape.name not in in_four_bits]
-    num_trained = sum(rank * sum(shape.shape) for shape in _targets(linear, targets, rank))
+    num_trained = num_lora_parameters(config, rank=rank, targets=targets)
     adapter_bytes = num_trained * FORMAT_BYTES[adapter_format]
     return QloraMemory(
         name=config.name,
@@ -224,28 +227,6 @@ def scale_bytes(num_values: int, block_size: int = 64, double_quant: bool = True
 
 def _is_linear(shape: ParameterShape) -> bool:
     return shape.layer is not None and len(shape.shape) == 2
-
-
-def _targets(
-    linear: Sequence[ParameterShape], targets: Sequence[str] | Literal["all-linear"], rank: int
-) -> list[ParameterShape]:
-    """The matrices that have adapters."""
-    if isinstance(targets, str) and targets != "all-linear":
-        raise TypeError(f"targets must be 'all-linear' or names in a tuple, got {targets!r}: write ({targets!r},)")
-    if not targets:
-        raise ValueError("targets is empty: give 'all-linear' or names of layers")
-    paths = {shape.name.removesuffix(".weight"): shape for shape in linear}
-    names = set(paths) if targets == "all-linear" else set()
-    for target in () if targets == "all-linear" else targets:
-        found = {path for path in paths if f".{path}".endswith(f".{target}")}
-        if not found:
-            known = ", ".join(sorted({path.rpartition(".")[2] for path in paths}))
-            raise ValueError(f"targets names {target!r}, and no linear layer has that name; there are {known}")
-        names |= found
-    for path, shape in paths.items():
-        if path in names and rank > min(shape.shape):
-            raise ValueError(f"rank must be at most the shorter side of {path}, {shape.shape}, got {rank}")
-    return [shape for path, shape in paths.items() if path in names]
 
 
 def _check_positive(name: str, value: int) -> None:
