@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from cme295lab.finetuning.lora.combining import adapters_per_example, add_weighted_adapter
     from cme295lab.finetuning.lora.counting import lora_targets, num_lora_parameters
+    from cme295lab.finetuning.lora.files import load_adapter, save_adapter
     from cme295lab.finetuning.lora.learning_rates import lora_plus_groups
     from cme295lab.finetuning.lora.merging import is_merged, merge, merge_and_remove, unmerge
     from cme295lab.finetuning.lora.options import LoraOptions
@@ -41,6 +42,7 @@ _HOME = {
     "delete_adapter": "adapting",
     "delta_weights": "adapting",
     "is_merged": "merging",
+    "load_adapter": "files",
     "lora_parameters": "adapting",
     "lora_plus_groups": "learning_rates",
     "lora_targets": "counting",
@@ -48,6 +50,7 @@ _HOME = {
     "merge_and_remove": "merging",
     "num_lora_parameters": "counting",
     "remove_lora": "adapting",
+    "save_adapter": "files",
     "set_adapter": "adapting",
     "summarize": "summary",
     "unmerge": "merging",
@@ -56,10 +59,12 @@ _MODULES = (
     "adapting",
     "combining",
     "counting",
+    "files",
     "layers",
     "learning_rates",
     "merging",
     "options",
+    "peft_config",
     "state",
     "summary",
     "targets",
@@ -76,6 +81,7 @@ __all__ = [
     "delete_adapter",
     "delta_weights",
     "is_merged",
+    "load_adapter",
     "lora_parameters",
     "lora_plus_groups",
     "lora_targets",
@@ -83,6 +89,7 @@ __all__ = [
     "merge_and_remove",
     "num_lora_parameters",
     "remove_lora",
+    "save_adapter",
     "set_adapter",
     "summarize",
     "unmerge",

@@ -12,14 +12,11 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from cme295lab.finetuning.attached import check_unattached
 from cme295lab.finetuning.lora.layers import BaseLayer
 from cme295lab.finetuning.lora.options import Init, LoraOptions
 from cme295lab.finetuning.lora.state import (
-    PLACE,
-    Lora,
     attach_lora,
-    check_adapter_name,
+    check_can_add,
     check_not_merged,
     chosen_adapter,
     get_lora,
@@ -84,16 +81,7 @@ def check_new_adapter(model: nn.Module, adapter: str, options: LoraOptions) -> l
     Raises:
         TypeError, ValueError: as `add_lora`.
     """
-    lora = getattr(model, PLACE, None)
-    if isinstance(lora, Lora):
-        check_not_merged(lora, "add an adapter")
-        if adapter in lora.options:
-            raise ValueError(f"there is an adapter {adapter!r} already: delete_adapter first, or take another name")
-    else:
-        check_unattached(model)
-        if hasattr(model, PLACE):
-            raise ValueError(f"the model has an attribute {PLACE!r} of its own, where its adapters would hang")
-    check_adapter_name(adapter)
+    check_can_add(model, adapter)
     known = targets_of_model(model)
     chosen = choose_targets(known, options.targets)
     for name in (*options.rank_pattern, *options.alpha_pattern):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from cme295lab.finetuning.lora.options import LoraOptions
-from cme295lab.finetuning.lora.state import Lora, check_adapter_name, check_not_merged, get_lora
+from cme295lab.finetuning.lora.state import Lora, check_can_add, check_not_merged, get_lora
 from cme295lab.finetuning.lora.summary import LoraSummary, summarize
 
 
@@ -39,10 +39,7 @@ def add_weighted_adapter(model: nn.Module, adapter: str, weights: Mapping[str, f
             adapters is DoRA (its update is no sum), or an adapter is merged.
     """
     lora = get_lora(model)
-    check_not_merged(lora, "add an adapter")
-    check_adapter_name(adapter)
-    if adapter in lora.options:
-        raise ValueError(f"there is an adapter {adapter!r} already: delete_adapter first, or take another name")
+    check_can_add(model, adapter)
     if not weights:
         raise ValueError("weights is empty: name the adapters to add up")
     for name, weight in weights.items():

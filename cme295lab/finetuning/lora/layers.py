@@ -178,6 +178,14 @@ def dense_weight(base: BaseLayer) -> Tensor:
     return weight.detach() if isinstance(weight, Tensor) else weight.dequantize()
 
 
+def device_of(base: nn.Module) -> torch.device:
+    """Where the weight of a layer is."""
+    weight = base.weight
+    device = weight.device if isinstance(weight, Tensor) else weight.packed.device
+    assert isinstance(device, torch.device)
+    return device
+
+
 def _wide(tensor: Tensor) -> Tensor:
     """In fp32, or wider if it is."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
@@ -189,8 +197,5 @@ def _row_norms(weight: Float[Tensor, "rows columns"]) -> Float[Tensor, " rows"]:
 
 def _factor_like(base: BaseLayer, options: LoraOptions) -> Tensor:
     """An empty tensor of the dtype and device of A and B."""
-    if isinstance(base, Linear4bit):
-        dtype, device = base.compute_dtype, base.weight.packed.device
-    else:
-        dtype, device = base.weight.dtype, base.weight.device
-    return torch.empty(0, dtype=DTYPES[options.dtype] if options.dtype else dtype, device=device)
+    dtype = base.compute_dtype if isinstance(base, Linear4bit) else base.weight.dtype
+    return torch.empty(0, dtype=DTYPES[options.dtype] if options.dtype else dtype, device=device_of(base))

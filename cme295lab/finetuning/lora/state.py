@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from cme295lab.finetuning.attached import Attachment, attach, detach
+from cme295lab.finetuning.attached import Attachment, attach, check_unattached, detach
 from cme295lab.finetuning.lora.layers import LoraHook, LoraMatrix
 from cme295lab.finetuning.lora.options import LoraOptions
 from cme295lab.finetuning.lora.targets import Target
@@ -122,6 +122,24 @@ def take_off(model: nn.Module, lora: Lora) -> None:
         assert isinstance(matrix, LoraMatrix)
         unhook(model.get_submodule(matrix.target.path), matrix)
     detach(model, lora)
+
+
+def check_can_add(model: nn.Module, adapter: str) -> None:
+    """Refuse a model that cannot take an adapter of this name.
+
+    Raises:
+        ValueError: if the name would not do or is taken, an adapter is merged, or the model carries another method.
+    """
+    lora = getattr(model, PLACE, None)
+    if isinstance(lora, Lora):
+        check_not_merged(lora, "add an adapter")
+        if adapter in lora.options:
+            raise ValueError(f"there is an adapter {adapter!r} already: delete_adapter first, or take another name")
+    else:
+        check_unattached(model)
+        if hasattr(model, PLACE):
+            raise ValueError(f"the model has an attribute {PLACE!r} of its own, where its adapters would hang")
+    check_adapter_name(adapter)
 
 
 def check_adapter_name(adapter: str) -> None:
