@@ -10,9 +10,7 @@ its time stands beside.
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import bitsandbytes as bnb
@@ -22,7 +20,7 @@ from torch import nn
 
 from cme295lab.quantization import Linear4bit, nf4
 from cme295lab.units import format_bytes
-from tests.benchmarks.timing import medians, peak_growth_bytes
+from tests.benchmarks.timing import medians, one_thread, settled_peak_bytes
 
 SIDE = 4096
 NUM_ROWS = 256
@@ -89,13 +87,13 @@ class LinearSpeed:
 
 def four_bit_rows(*, repeats: int = 9) -> list[FourBitSpeed]:
     """Rows for quantising, and dequantising into new and into given memory, in fp32 and bf16."""
-    with _one_thread():
+    with one_thread():
         return [row for dtype in (torch.float32, torch.bfloat16) for row in _four_bit_rows(dtype, repeats)]
 
 
 def linear_rows(*, repeats: int = 9) -> list[LinearSpeed]:
     """Rows for a layer's forward pass, in fp32 and bf16, scales plain and in 8 bits."""
-    with _one_thread():
+    with one_thread():
         kinds = [(dtype, double) for dtype in (torch.float32, torch.bfloat16) for double in (False, True)]
         return [_linear_row(dtype, double, repeats) for dtype, double in kinds]
 
@@ -116,8 +114,8 @@ def _four_bit_rows(dtype: torch.dtype, repeats: int) -> Iterator[FourBitSpeed]:
             dtype=str(dtype).removeprefix("torch."),
             seconds=seconds,
             bitsandbytes_seconds=peer_seconds,
-            peak_bytes=_peak(run),
-            bitsandbytes_peak_bytes=_peak(peer),
+            peak_bytes=settled_peak_bytes(run),
+            bitsandbytes_peak_bytes=settled_peak_bytes(peer),
             goal=goal,
         )
 
@@ -146,8 +144,8 @@ def _linear_row(dtype: torch.dtype, double_quant: bool, repeats: int) -> LinearS
             bitsandbytes_seconds=seconds[1],
             bitsandbytes_eval_seconds=seconds[2],
             dense_seconds=seconds[3],
-            peak_bytes=_peak(runs[0]),
-            bitsandbytes_peak_bytes=_peak(runs[1]),
+            peak_bytes=settled_peak_bytes(runs[0]),
+            bitsandbytes_peak_bytes=settled_peak_bytes(runs[1]),
         )
 
 
@@ -160,31 +158,6 @@ def _their_layer(w: torch.Tensor, double_quant: bool) -> bnb.nn.Linear4bit:
 
 def _weight(dtype: torch.dtype) -> torch.Tensor:
     return (torch.randn(SIDE, SIDE, generator=torch.Generator().manual_seed(0)) * 0.02).to(dtype)
-
-
-def _peak(run: Callable[[], object]) -> int:
-    """The median of three; memory is looked at every 2 ms, which may miss the end of a call.
-
-    What earlier calls have freed is given back to the system first (glibc keeps blocks of up to 32 MB for the next one,
-    which would then seem to cost nothing).
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    peaks = []
-    for _ in range(3):
-        if trim is not None:
-            trim(0)
-        peaks.append(peak_growth_bytes(run))
-    return sorted(peaks)[1]
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def print_rows(storage: list[FourBitSpeed], linear: list[LinearSpeed]) -> None:

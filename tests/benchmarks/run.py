@@ -9,6 +9,7 @@
 - scaling: fitting a law, against scipy from each start (a minute); minutes of the stored sweep.
 - precision: encoding floats, against ml_dtypes; bytes of AdamW and of 4-bit products, counted.
 - quantization: NF4 and its linear layer, against bitsandbytes (half a minute).
+- finetuning: LoRA against the peft package and fine-tuning in full; merged against base; a base in 4 bits (a minute).
 
 Everything but the paper's table runs on one thread per process. Prints tables and writes build/benchmarks.json.
 """
@@ -219,10 +220,18 @@ def _quantization(_: argparse.Namespace) -> dict[str, Any]:
     return {"four bit": [asdict(row) for row in storage], "linear in 4 bits": [asdict(row) for row in linear]}
 
 
+def _finetuning(_: argparse.Namespace) -> dict[str, Any]:
+    from tests.benchmarks.finetuning import base_bytes, merged_row, print_rows, step_rows
+
+    steps, merged, base = step_rows(), merged_row(), base_bytes()
+    print_rows(steps, merged, base)
+    return {"LoRA step": [asdict(row) for row in steps], "merged": asdict(merged), "4-bit base": asdict(base)}
+
+
 PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
     "simulator": _simulator, "memory": _memory, "transformer": _transformer, "decoding": _decoding,
     "parallel": _parallel, "pretraining": _pretraining, "scaling": _scaling,
-    "precision": _precision, "quantization": _quantization,
+    "precision": _precision, "quantization": _quantization, "finetuning": _finetuning,
 }  # fmt: skip
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import statistics
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+import torch
 
 
 def seconds_of(run: Callable[[], object]) -> float:
@@ -41,6 +45,32 @@ def peak_growth_bytes(run: Callable[[], object]) -> int:
         done.set()
         watcher.join()
     return max(peak, resident_bytes()) - before
+
+
+def settled_peak_bytes(run: Callable[[], object]) -> int:
+    """`peak_growth_bytes`, the median of three; memory is looked at every 2 ms, which may miss the end of a call.
+
+    What earlier calls have freed is given back to the system first (glibc keeps blocks of up to 32 MB for the next one,
+    which would then seem to cost nothing).
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    peaks = []
+    for _ in range(3):
+        if trim is not None:
+            trim(0)
+        peaks.append(peak_growth_bytes(run))
+    return sorted(peaks)[1]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Inside, PyTorch computes on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def medians(*runs: Callable[[], object], repeats: int) -> list[float]:
