@@ -20,6 +20,7 @@ A view holds no algorithm. Read in pairs, the pure part first:
     bit_scenario        bit_explorer         a number bit by bit, in every format
     number_line_scenario  number_line        which values a small format has, and where a number goes
     quantizer_scenario  quantizer_explorer   weights, the levels they are rounded to, and what is lost
+    qlora_scenario      qlora_bars           what three ways of fine-tuning keep, and what fits a GPU
 
 `timeline_explorer` and `cost_calculator` draw records of other rooms as they are. Static pictures: `figures` (hardware,
 traffic, roofline, block sizes; `working_set` says what blocks need on chip), `memory_figures` (measured timelines),
@@ -57,6 +58,8 @@ from cme295lab.widgets.number_line import NumberLine, number_line_figure, spacin
 from cme295lab.widgets.number_line_scenario import NumberLineScenario, number_line_scenario
 from cme295lab.widgets.picture import Picture
 from cme295lab.widgets.precision_figures import policy_losses, scale_trace
+from cme295lab.widgets.qlora_bars import QloraBars
+from cme295lab.widgets.qlora_scenario import QloraScenario, qlora_scenario
 from cme295lab.widgets.quantization_figures import quality_figure
 from cme295lab.widgets.quantizer_explorer import QuantizerExplorer
 from cme295lab.widgets.quantizer_scenario import QuantizerScenario, quantizer_scenario
@@ -104,6 +107,8 @@ __all__ = [
     "NumberLineScenario",
     "Picture",
     "ProgramWalk",
+    "QloraBars",
+    "QloraScenario",
     "QuantizerExplorer",
     "QuantizerScenario",
     "RingMoment",
@@ -144,6 +149,7 @@ __all__ = [
     "number_line_scenario",
     "peak_treemap",
     "policy_losses",
+    "qlora_scenario",
     "quality_figure",
     "quantizer_scenario",
     "ring_records",
