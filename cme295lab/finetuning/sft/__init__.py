@@ -1,8 +1,8 @@
 """Supervised fine-tuning: a model that continues text learns to answer, from examples of answers.
 
-Read in this order: ``config`` (the settings), ``methods`` (which parameters are trained), ``trainer`` (the pretraining
-loop with three habits more: loss before the first step, the best weights kept, batches without an answer refused),
-``run`` (all of it in one call).
+Read in this order: ``config`` (the settings), ``methods`` (which parameters are trained), ``optimizers`` (what updates
+them), ``trainer`` (the pretraining loop with three habits more: loss before the first step, the best weights kept,
+batches without an answer refused), ``run`` (all of it in one call).
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from cme295lab._lazy import lazy_names
 if TYPE_CHECKING:
     from cme295lab.finetuning.sft.config import SftConfig
     from cme295lab.finetuning.sft.methods import METHODS, choose_parameters
+    from cme295lab.finetuning.sft.optimizers import OPTIMIZERS, OptimizerChoice
     from cme295lab.finetuning.sft.run import train_sft
     from cme295lab.finetuning.sft.trainer import SftRun, SftTrainer, load_best
 
 _HOME: dict[str, str] = {
     "METHODS": "methods",
+    "OPTIMIZERS": "optimizers",
+    "OptimizerChoice": "optimizers",
     "SftConfig": "config",
     "SftRun": "trainer",
     "SftTrainer": "trainer",
@@ -26,7 +29,7 @@ _HOME: dict[str, str] = {
     "load_best": "trainer",
     "train_sft": "run",
 }
-_MODULES = ("config", "methods", "run", "trainer")
+_MODULES = ("config", "methods", "optimizers", "run", "trainer")
 
 __all__: list[str] = [
     "train_sft",
@@ -34,6 +37,8 @@ __all__: list[str] = [
     "SftRun",
     "SftTrainer",
     "METHODS",
+    "OPTIMIZERS",
+    "OptimizerChoice",
     "choose_parameters",
     "load_best",
 ]

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from cme295lab.finetuning.sft.methods import METHODS
+from cme295lab.finetuning.sft.optimizers import OptimizerChoice
 from cme295lab.pretraining.packing import MixtureDataset, PackedDataset
 from cme295lab.pretraining.schedule import Kind
 from cme295lab.pretraining.trainer import TrainConfig
@@ -37,6 +38,9 @@ class SftConfig:
         clip_norm: largest norm of the gradient of all that is trained; None to leave it as it is.
         method: which parameters are trained, one of `METHODS`.
         method_options: of the method, such as {"rank": 8}; plain values, since they are stored.
+        optimizer: "adamw" or "paged-adamw", whose states are on the device up to a budget.
+        optimizer_options: {"budget_bytes": ...} of "paged-adamw", and {"lora_plus_ratio": 16.0} of LoRA+, with either;
+            all of them: `OptimizerChoice`.
         seed: of dropout, and of parameters that the method adds.
         evaluate_every: updates between evaluations; None for one before the first and one after the last.
         evaluation_rows: of each evaluation, the first of its data; None for all.
@@ -45,9 +49,9 @@ class SftConfig:
         best_by: which evaluation decides; None for the first that is given.
 
     Raises:
-        TypeError: if a count is no integer, or a method's option cannot be stored.
-        ValueError: if a value is out of range, the method is unknown, or not exactly one of num_steps and epochs is
-            given.
+        TypeError: if a count is no integer, a method's option cannot be stored, or the optimizer has no such option.
+        ValueError: if a value is out of range, the method or the optimizer is unknown, or not exactly one of num_steps
+            and epochs is given.
     """
 
     num_steps: int | None = None
@@ -65,6 +69,8 @@ class SftConfig:
     clip_norm: float | None = 1.0
     method: str = "full"
     method_options: Mapping[str, Any] = field(default_factory=dict)
+    optimizer: str = "adamw"
+    optimizer_options: Mapping[str, Any] = field(default_factory=dict)
     seed: int = 0
     evaluate_every: int | None = None
     evaluation_rows: int | None = None
@@ -87,7 +93,16 @@ class SftConfig:
             json.dumps(dict(self.method_options))
         except TypeError as error:
             raise TypeError(f"method_options must be plain values, since a run stores them: {error}") from error
+        choice = self.optimizer_choice()
+        if choice.lora_plus_ratio is not None and self.method not in ("lora", "as-marked"):
+            raise ValueError(
+                f"lora_plus_ratio needs method 'lora', or 'as-marked' and a model with LoRA, got {self.method!r}"
+            )
         self._train_config(num_steps=self.num_steps or 1, seq=self.seq or 2)  # its own checks
+
+    def optimizer_choice(self) -> OptimizerChoice:
+        """The optimizer with its options, checked."""
+        return OptimizerChoice.of(self.optimizer, self.optimizer_options)
 
     def train_config(self, train: PackedDataset | MixtureDataset) -> TrainConfig:
         """The settings of the training run on some data.

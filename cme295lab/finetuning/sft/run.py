@@ -61,16 +61,17 @@ def train_sft(
     evaluation = dict(evaluation or {})
     best_by = (config.best_by or next(iter(evaluation), None)) if config.keep_best else None
     choose_parameters(model, config.method, config.method_options, seed=config.seed)
-    method = {"name": config.method, **config.method_options}
+    method, optimizer = {"name": config.method, **config.method_options}, config.optimizer_choice()
     if folder is None or not has_checkpoint(folder):
         trainer = SftTrainer(
             model, train, settings, validation=evaluation, folder=folder, progress=progress, peak=peak,
-            best_by=best_by, method=method,
+            best_by=best_by, method=method, optimizer=optimizer,
         )  # fmt: skip
         return trainer.run()
     trainer = SftTrainer.resume(
-        folder, model, train, validation=evaluation, progress=progress, peak=peak, best_by=best_by, method=method
-    )
+        folder, model, train, validation=evaluation, progress=progress, peak=peak, best_by=best_by, method=method,
+        optimizer=optimizer,
+    )  # fmt: skip
     here, there = settings.to_dict(), trainer.config.to_dict()
     if differ := [f"{name} {there[name]} there, {here[name]} here" for name in here if here[name] != there[name]]:
         raise ValueError(

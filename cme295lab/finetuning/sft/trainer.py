@@ -29,7 +29,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from cme295lab.finetuning.sft.optimizers import OptimizerChoice
 from cme295lab.hardware import Device
+from cme295lab.pretraining.optim import Optimizer
 from cme295lab.pretraining.packing import Batch, MixtureDataset, PackedDataset
 from cme295lab.pretraining.trainer import TrainConfig, Trainer, TrainingRun
 from cme295lab.pretraining.trainer.checkpoint import load_parameters, read_checkpoint, write_checkpoint
@@ -67,6 +69,7 @@ class SftTrainer(Trainer):
         validation: name -> data to evaluate on.
         best_by: the evaluation by which the best weights are kept; None keeps none.
         method: how the parameters were chosen, plain values; a run is resumed with the same alone.
+        optimizer: AdamW if none is given; a run is resumed with one that computes the same.
 
     Raises:
         ValueError: as for `Trainer`; and if data have no assistant token, or `best_by` is none of the evaluations.
@@ -87,9 +90,11 @@ class SftTrainer(Trainer):
         peak: str | Device | float | None = None,
         best_by: str | None = None,
         method: Mapping[str, Any] | None = None,
+        optimizer: OptimizerChoice | None = None,
     ) -> None:
         self.best_by = best_by
         self.method = json.loads(json.dumps(dict(method or {})))  # tuples as lists, as a checkpoint gives them back
+        self.optimizer_choice = optimizer or OptimizerChoice()
         self._best_weights: dict[str, Tensor] | None = None
         super().__init__(model, data, config, validation=validation, folder=folder, progress=progress, peak=peak)
 
@@ -120,7 +125,7 @@ class SftTrainer(Trainer):
             folder: of the run.
             model: the run's base, with the same parameters marked; what is trained is replaced.
             data, validation, progress, peak: as for `Trainer.resume`.
-            options: `best_by` and `method`, the run's own.
+            options: `best_by`, `method` and `optimizer`, the run's own.
 
         Raises:
             FileNotFoundError: if there is no checkpoint.
@@ -149,7 +154,13 @@ class SftTrainer(Trainer):
         return None if self.best_by is None else best_step(self._evaluations, self.best_by)
 
     def _run_facts(self) -> dict[str, Any]:
-        return {**super()._run_facts(), "sft": {"best_by": self.best_by, "method": self.method}}
+        facts: dict[str, Any] = {"best_by": self.best_by, "method": self.method}
+        if stored := self.optimizer_choice.stored():  # nothing of plain AdamW, which earlier runs say nothing of
+            facts["optimizer"] = stored
+        return {**super()._run_facts(), "sft": facts}
+
+    def _make_optimizer(self) -> Optimizer:
+        return self.optimizer_choice.make(self.model, self.config)
 
     def _before_first_step(self, log: RunLog) -> None:
         if self.validation and not self._evaluations:

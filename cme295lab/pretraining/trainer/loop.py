@@ -13,8 +13,9 @@ second one stops at once. A loss or gradient that is not finite stops the run be
 
 **What is trained** is every parameter that asks for gradients (`requires_grad`): all of them in pretraining, few where
 a base is frozen. A checkpoint holds these alone, and a hash of all that is frozen, so that a run is never resumed on
-another base. Trainers with habits of their own (`cme295lab.finetuning.sft`) override `_next_batch`, `_evaluate`,
-`_before_first_step` and `_run_facts`.
+another base. Trainers with habits of their own (`cme295lab.finetuning.sft`) override `_make_optimizer`, `_next_batch`,
+`_evaluate`, `_before_first_step` and `_run_facts`. Each group of an optimizer has a peak of its own, the "lr" that it
+was made with, and all follow the one schedule.
 
 Not covered: several devices (`cme295lab.parallel`), precisions below fp32.
 """
@@ -36,7 +37,7 @@ import torch
 
 from cme295lab.hardware import Device, get_device
 from cme295lab.pretraining.flops.counting import flops_per_token
-from cme295lab.pretraining.optim import AdamW, decay_groups
+from cme295lab.pretraining.optim import AdamW, Optimizer, decay_groups
 from cme295lab.pretraining.packing import Batch, MixtureDataset, PackedDataset
 from cme295lab.pretraining.trainer.checkpoint import (
     has_checkpoint,
@@ -132,9 +133,8 @@ class Trainer:
         if not self._trained:
             raise ValueError("nothing to train: no parameter of the model has requires_grad, all are frozen")
         self._frozen_hash = _frozen_hash(model)
-        self.optimizer = AdamW(
-            decay_groups(model, config.weight_decay), lr=config.learning_rate, betas=config.betas, eps=config.eps
-        )
+        self.optimizer = self._make_optimizer()
+        self._peak_rates = [group["lr"] for group in self.optimizer.param_groups]
         self._schedule = config.make_schedule()
         self._flops_per_token = float(flops_per_token(model.config, config.seq).model_flops)
         self._records: list[Record] = []
@@ -220,7 +220,8 @@ class Trainer:
 
     def _one_step(self, log: RunLog, bar: Progress) -> None:
         start, config = time.perf_counter(), self.config
-        learning_rate = config.learning_rate * self._schedule(self._step)
+        share = self._schedule(self._step)
+        learning_rate = config.learning_rate * share
         batch = self._next_batch()
         self.optimizer.zero_grad()
         with self._dropout_seed():
@@ -234,8 +235,8 @@ class Trainer:
         norm = clip_gradients(self._trained.values(), config.clip_norm)
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self._diverged(loss, norm, learning_rate)
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+        for group, peak in zip(self.optimizer.param_groups, self._peak_rates, strict=True):
+            group["lr"] = peak * share
         self._updating = True
         self.optimizer.step()
         self._step += 1
@@ -255,6 +256,12 @@ class Trainer:
         self._updating = False
         if config.checkpoint_every and self._step % config.checkpoint_every == 0:
             self._save(log)
+
+    def _make_optimizer(self) -> Optimizer:
+        """The optimizer of the run, each group with its learning rate at the schedule's peak as "lr"."""
+        config = self.config
+        groups = decay_groups(self.model, config.weight_decay)
+        return AdamW(groups, lr=config.learning_rate, betas=config.betas, eps=config.eps)
 
     def _before_first_step(self, log: RunLog) -> None:
         """What happens once the first checkpoint is there; again, if the run was killed before the second."""
@@ -308,11 +315,12 @@ class Trainer:
 
     @contextmanager
     def _dropout_seed(self) -> Iterator[None]:
-        """The caller's random numbers stay as they are; those of dropout depend on the seed and the step alone."""
-        if not self.model.config.dropout:
-            yield
-            return
-        with torch.random.fork_rng(devices=[]):
+        """The caller's random numbers stay as they are; those of dropout depend on the seed and the step alone.
+
+        Also for a model without dropout: what hangs on it (LoRA) may have some.
+        """
+        device = next(iter(self._trained.values())).device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(self.config.seed * 1_000_003 + self._step)
             yield
 
