@@ -16,8 +16,9 @@ LARGEST_BYTES = 2 * 4 * 32 * 16  # m and v of the embedding, in fp32
 PAGED = {"budget_bytes": LARGEST_BYTES + 100}
 
 
-def _train(folder=None, **changes):
+def _train(folder=None, chance=0, **changes):
     model = tiny_model()
+    torch.manual_seed(chance)  # which no run may depend on
     settings = config(num_steps=6, **changes)
     return model, train_sft(model, packed(), settings, evaluation={"a": packed(number=8)}, folder=folder,
                             progress=False)  # fmt: skip
@@ -36,6 +37,8 @@ def test_a_paged_run_is_the_plain_run_bit_for_bit_within_its_budget():
     assert trainer.run().losses == expected.losses
     assert _same_weights(model, plain)
     assert isinstance(trainer.optimizer, PagedAdamW)
+    assert trainer.optimizer.order == "alternating"
+    assert OptimizerChoice.of("paged-adamw", {**PAGED, "order": "forward"}).make(model, settings).order == "forward"
     assert trainer.optimizer.num_state_bytes > PAGED["budget_bytes"] >= trainer.optimizer.peak_device_bytes > 0
 
 
@@ -66,7 +69,7 @@ def test_a_run_that_is_gone_on_with_is_the_whole_run(tmp_path, case):
     SftTrainer(model, packed(), settings.train_config(packed()), validation={"a": packed(number=8)}, folder=folder,
                best_by="a", progress=False, method={"name": settings.method, **settings.method_options},
                optimizer=settings.optimizer_choice()).run(5)  # fmt: skip
-    model, run = _train(folder, **changes)
+    model, run = _train(folder, chance=1, **changes)
     assert run.losses == expected.losses
     assert _same_weights(model, whole)
     tensors, there = read_checkpoint(folder)[0], read_checkpoint(whole_folder)[0]

@@ -1,8 +1,8 @@
 """Conversations as training data: text by a template, tokens with a loss mask, packed rows, files.
 
 Read in this order: ``messages`` (a conversation), ``templates`` (how it is written as one text), ``jinja_template`` (a
-template that somebody else wrote), ``masking`` (tokens, and which of them carry loss), ``packing`` (several
-conversations in a row), ``readers`` (conversations from files).
+template that somebody else wrote), ``masking`` (tokens, and which of them carry loss), ``growing`` (a model gets rows
+for new control tokens), ``packing`` (several conversations in a row), ``readers`` (conversations from files).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from cme295lab._lazy import lazy_names
 
 if TYPE_CHECKING:
+    from cme295lab.finetuning.chat.growing import grow_vocabulary
     from cme295lab.finetuning.chat.masking import ChatExample, EncodedChats, add_chat_tokens, encode_chat, encode_chats
     from cme295lab.finetuning.chat.messages import Message, as_messages
     from cme295lab.finetuning.chat.packing import PackedChats, pack_chats
@@ -33,10 +34,11 @@ _HOME: dict[str, str] = {
     "chat_template": "templates",
     "encode_chat": "masking",
     "encode_chats": "masking",
+    "grow_vocabulary": "growing",
     "pack_chats": "packing",
     "read_conversations": "readers",
 }
-_MODULES = ("jinja_template", "masking", "messages", "packing", "readers", "templates")
+_MODULES = ("growing", "jinja_template", "masking", "messages", "packing", "readers", "templates")
 
 __all__: list[str] = [
     "Message",
@@ -50,6 +52,7 @@ __all__: list[str] = [
     "ChatExample",
     "EncodedChats",
     "add_chat_tokens",
+    "grow_vocabulary",
     "pack_chats",
     "PackedChats",
     "read_conversations",

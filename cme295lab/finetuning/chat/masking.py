@@ -13,7 +13,7 @@ half answer. Such an example is refused, with the advice to take the white space
 
 **Control tokens.** A marker such as "<|im_end|>" has to be one token. In a vocabulary that does not know it, it is six
 or so, which a model can learn, but which nothing stops at: refused; `add_chat_tokens` makes a vocabulary that has them
-(the model's embedding has to grow with it). And a message that contains a special token of the vocabulary is refused,
+(`growing` gives the model rows for them). And a message that contains a special token of the vocabulary is refused,
 because it would be read as one: "<|im_end|>" in a question could end the question and begin an answer.
 
 **Too long.** No answer is ever cut: a model would learn to stop in the middle. A conversation that is longer than the
@@ -204,7 +204,8 @@ def add_chat_tokens(tokenizer: TextTokenizer, template: ChatTemplate) -> TextTok
         template: its control tokens are added behind the largest token number, those that are missing.
 
     Returns:
-        The copy. If its `vocab_size` is larger than the model's, the model's embedding (and head) need more rows.
+        The copy. If its `vocab_size` is larger than the model's, the model's embedding (and head) need more rows:
+        `grow_vocabulary` adds them.
     """
     library = Tokenizer.from_str(tokenizer.tokenizer.to_str())
     missing = [token for token in template.control_tokens if len(tokenizer.encode(token, special=False)) != 1]
