@@ -25,8 +25,8 @@ def never_said():
 
 
 def config(**changes):
-    values = {"num_steps": 12, "rows_per_step": 4, "micro_rows": 2, "learning_rate": 1e-2, "evaluate_every": 3}
-    return SftConfig(**{**values, "checkpoint_every": 4, **changes})
+    values = {"num_steps": 6, "rows_per_step": 4, "micro_rows": 2, "learning_rate": 2e-2, "evaluate_every": 2}
+    return SftConfig(**{**values, "checkpoint_every": 3, **changes})
 
 
 def only_norms(model):

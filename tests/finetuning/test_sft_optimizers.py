@@ -19,7 +19,7 @@ PAGED = {"budget_bytes": LARGEST_BYTES + 100}
 def _train(folder=None, chance=0, **changes):
     model = tiny_model()
     torch.manual_seed(chance)  # which no run may depend on
-    settings = config(num_steps=6, **changes)
+    settings = config(**changes)
     return model, train_sft(model, packed(), settings, evaluation={"a": packed(number=8)}, folder=folder,
                             progress=False)  # fmt: skip
 
@@ -32,7 +32,7 @@ def test_a_paged_run_is_the_plain_run_bit_for_bit_within_its_budget():
     plain, expected = _train(weight_decay=0.1)
     model = tiny_model()
     choice = OptimizerChoice.of("paged-adamw", PAGED)
-    settings = config(num_steps=6, weight_decay=0.1).train_config(packed())
+    settings = config(weight_decay=0.1).train_config(packed())
     trainer = SftTrainer(model, packed(), settings, progress=False, optimizer=choice)
     assert trainer.run().losses == expected.losses
     assert _same_weights(model, plain)
@@ -64,7 +64,7 @@ def test_a_run_that_is_gone_on_with_is_the_whole_run(tmp_path, case):
     changes = CASES[case]
     whole_folder, folder = tmp_path / "whole", tmp_path / "stopped"
     whole, expected = _train(whole_folder, **changes)
-    settings, model = config(num_steps=6, **changes), tiny_model()
+    settings, model = config(**changes), tiny_model()
     choose_parameters(model, settings.method, settings.method_options)
     SftTrainer(model, packed(), settings.train_config(packed()), validation={"a": packed(number=8)}, folder=folder,
                best_by="a", progress=False, method={"name": settings.method, **settings.method_options},
@@ -122,7 +122,7 @@ def test_lora_plus_leaves_weight_decay_and_embeddings_as_they_are():
 
 def test_only_what_changes_the_numbers_must_be_the_same_to_go_on(tmp_path):
     """A plain run stores what it did before there was a choice; it may go on with pages, and under another budget."""
-    evaluation, settings = {"a": packed(number=8)}, config(num_steps=6)
+    evaluation, settings = {"a": packed(number=8)}, config()
     SftTrainer(tiny_model(), packed(), settings.train_config(packed()), validation=evaluation,
                folder=tmp_path / "a", best_by="a", progress=False, method={"name": "full"}).run(2)  # fmt: skip
     assert read_checkpoint(tmp_path / "a")[1]["run"]["sft"] == {"best_by": "a", "method": {"name": "full"}}
