@@ -1,5 +1,7 @@
 """The optimizer of a fine-tuning run: pages change no bit, LoRA+ is two learning rates, and each is resumed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -100,6 +102,10 @@ def test_lora_plus_is_torchs_adamw_with_two_rates_on_one_schedule():
     trained = {name: value for name, value in model.named_parameters() if value.requires_grad}
     for name, value in named.items():
         torch.testing.assert_close(trained[name], value, rtol=0, atol=1e-9, msg=name)
+    marked = tiny_model().double()  # LoRA that hangs on the model already, as on one in 4 bits
+    choose_parameters(marked, "lora", LORA)
+    again = train_sft(marked, packed(), replace(settings, method="as-marked", method_options={}), progress=False)
+    assert again.losses == run.losses
 
 
 def test_lora_plus_leaves_weight_decay_and_embeddings_as_they_are():

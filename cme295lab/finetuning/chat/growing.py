@@ -12,8 +12,8 @@ gets no more than an average token does. With k new rows the loss on old tokens 
     log(1 + k / vocab)        2 tokens on 4,096: 0.0005 nats
 
 whatever the model has learned, and by far less where it is sure of itself: with 256 rows more course-4m loses 0.005
-nats on a sentence, 0.16 if the rows are random. A little noise, `noise` times the spread of
-each column, tells the new tokens apart; with it the bound holds nearly.
+nats on a sentence, 0.16 if the rows are random. A little noise, `noise` times the spread of each column, tells the new
+tokens apart; with it the bound holds nearly.
 
 Old tokens as input give the same hidden states, so their logits are the same, up to how a matrix multiplication of
 another width rounds.

@@ -5,7 +5,7 @@
     lora_plus_ratio            B of a LoRA adapter has that many times the learning rate of all else
 
 Parameters are grouped by weight decay, and by LoRA+ within that. A group's learning rate is its peak; the schedule
-multiplies them all by the same share, so their ratio is the same in every step.
+multiplies them all by the same share, so their ratio is the same in every step. The log has the rate of all but B.
 
 **What a run stores of it** is what changes its numbers, no more. Paging changes none, so a run that did not fit the
 memory can be gone on with under a smaller budget, and a run that was begun without pages with them. The ratio of LoRA+
