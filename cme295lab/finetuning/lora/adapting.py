@@ -17,6 +17,7 @@ from cme295lab.finetuning.lora.options import Init, LoraOptions
 from cme295lab.finetuning.lora.state import (
     attach_lora,
     check_can_add,
+    check_no_rows,
     check_not_merged,
     chosen_adapter,
     get_lora,
@@ -134,6 +135,7 @@ def delete_adapter(model: nn.Module, adapter: str) -> None:
     """
     lora = get_lora(model)
     check_not_merged(lora, "delete an adapter")
+    check_no_rows(lora, "delete an adapter")
     lora.check(adapter)
     if lora.active == adapter:
         set_adapter(model, None)
@@ -154,6 +156,7 @@ def remove_lora(model: nn.Module) -> None:
     """
     lora = get_lora(model)
     check_not_merged(lora, "remove them, or merge_and_remove to keep what they learned")
+    check_no_rows(lora, "remove adapters")
     take_off(model, lora)
 
 

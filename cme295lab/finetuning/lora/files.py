@@ -33,8 +33,8 @@ from torch import Tensor, nn
 from cme295lab.finetuning.attached import base_fingerprint
 from cme295lab.finetuning.lora.adapting import DEFAULT_ADAPTER, set_adapter
 from cme295lab.finetuning.lora.layers import LoraMatrix, device_of
-from cme295lab.finetuning.lora.options import LoraOptions
-from cme295lab.finetuning.lora.peft_config import CONFIG_NAME, config_of, options_of, read_config
+from cme295lab.finetuning.lora.options import DTYPES, LoraOptions
+from cme295lab.finetuning.lora.peft_config import CONFIG_NAME, check_whole_names, config_of, options_of, read_config
 from cme295lab.finetuning.lora.state import (
     attach_lora,
     check_can_add,
@@ -93,9 +93,23 @@ def save_adapter(
     facts = {"format": "pt", _FINGERPRINT: base_fingerprint(model)}
     config = config_of(lora.options[name], _target_modules(model, list(lora.of(name))))
     place.mkdir(parents=True, exist_ok=True)
-    write_atomically(place / WEIGHTS_NAME, save(tensors, metadata=facts))
-    write_atomically(place / CONFIG_NAME, (json.dumps(config, indent=2, sort_keys=True) + "\n").encode())
+    text = json.dumps(config, indent=2) + "\n"
+    _write_together(place, {WEIGHTS_NAME: save(tensors, metadata=facts), CONFIG_NAME: text.encode()})
     return place
+
+
+def _write_together(place: Path, contents: Mapping[str, bytes]) -> None:
+    """Write all files, or leave those that were there: they get their names when the last one is written."""
+    new = {name: place / f".{name}.new" for name in contents}
+    try:
+        for name, content in contents.items():
+            write_atomically(new[name], content)
+        for name, path in new.items():
+            path.replace(place / name)
+    finally:
+        for path in new.values():
+            path.unlink(missing_ok=True)
+            path.with_name(f".{path.name}.partial").unlink(missing_ok=True)
 
 
 def load_adapter(
@@ -126,8 +140,10 @@ def load_adapter(
     place = Path(folder)
     if adapter != DEFAULT_ADAPTER and (place / adapter / CONFIG_NAME).is_file():
         place = place / adapter
-    options = options_of(read_config(place / CONFIG_NAME), place / CONFIG_NAME)
+    fields = read_config(place / CONFIG_NAME)
+    options = options_of(fields, place / CONFIG_NAME)
     parts = _read_parts(place / WEIGHTS_NAME, model, options, any_base=any_base)
+    check_whole_names(fields, parts, place / CONFIG_NAME)
     layers = {path: model.get_submodule(path) for path in parts}
     lora = attach_lora(model)
     for path, (target, values) in parts.items():
@@ -247,7 +263,7 @@ def _shapes(target: Target, options: LoraOptions) -> dict[str, tuple[int, ...]]:
 
 
 def _finite(tensor: Tensor, key: str, path: Path) -> Tensor:
-    if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
+    if tensor.dtype not in (*DTYPES.values(), torch.float64) or not bool(torch.isfinite(tensor).all()):
         raise ValueError(f"{path}: {key} must hold finite floating-point values")
     return tensor
 

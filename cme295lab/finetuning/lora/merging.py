@@ -17,7 +17,15 @@ import torch
 from torch import Tensor, nn
 
 from cme295lab.finetuning.lora.layers import LoraHook, LoraMatrix
-from cme295lab.finetuning.lora.state import Lora, check_not_merged, chosen_adapter, get_lora, take_off, unhook
+from cme295lab.finetuning.lora.state import (
+    Lora,
+    check_no_rows,
+    check_not_merged,
+    chosen_adapter,
+    get_lora,
+    take_off,
+    unhook,
+)
 from cme295lab.quantization.linear4bit import Linear4bit
 
 
@@ -34,6 +42,7 @@ def merge(model: nn.Module, adapter: str | None = None) -> None:
     """
     lora, name = get_lora(model), chosen_adapter(model, adapter)
     check_not_merged(lora, "merge")
+    check_no_rows(lora, "merge")
     parts = lora.of(name)
     for path in parts:
         _check_mergeable(model, path)

@@ -13,6 +13,7 @@ Liu et al. 2024, "DoRA", §4.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -94,5 +95,5 @@ def _from_pattern(pattern: Mapping[str, float], path: str, otherwise: float) -> 
 
 
 def _check_alpha(name: str, alpha: object) -> None:
-    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not (math.isfinite(alpha) and alpha > 0):
+    if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < sys.float_info.max:
         raise ValueError(f"{name} must be a positive number, got {alpha!r}")

@@ -10,11 +10,12 @@ Source: the PEFT library, version 0.21 (`peft.LoraConfig`).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from cme295lab.finetuning.lora.options import LoraOptions
+from cme295lab.finetuning.lora.targets import paths_named
 
 CONFIG_NAME = "adapter_config.json"
 MAX_CONFIG_BYTES = 1 << 20
@@ -42,7 +43,7 @@ INITS_OF_B_ZERO = (True, False, "gaussian", "orthogonal", "eva")
 def config_of(options: LoraOptions, target_modules: list[str]) -> dict[str, Any]:
     """The fields of an adapter, those that `peft` needs and those in which it differs from the defaults."""
     return {
-        "alpha_pattern": dict(options.alpha_pattern),
+        "alpha_pattern": _longest_first(options.alpha_pattern),
         "base_model_name_or_path": None,
         "bias": "none",
         "fan_in_fan_out": False,
@@ -53,12 +54,17 @@ def config_of(options: LoraOptions, target_modules: list[str]) -> dict[str, Any]
         "modules_to_save": None,
         "peft_type": "LORA",
         "r": options.rank,
-        "rank_pattern": dict(options.rank_pattern),
+        "rank_pattern": _longest_first(options.rank_pattern),
         "target_modules": target_modules,
         "task_type": None,
         "use_dora": options.dora,
         "use_rslora": options.rs_lora,
     }
+
+
+def _longest_first(pattern: Mapping[str, Any]) -> dict[str, Any]:
+    """In PEFT the first name that fits decides, here the longest."""
+    return {name: pattern[name] for name in sorted(pattern, key=len, reverse=True)}
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -74,7 +80,7 @@ def read_config(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} must be at most {MAX_CONFIG_BYTES} bytes, it has {path.stat().st_size}")
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:  # of JSON, and of UTF-8
+    except (ValueError, RecursionError) as error:  # of JSON, and of UTF-8
         raise ValueError(f"{path} is no JSON: {error}") from error
     if not isinstance(fields, dict):
         raise ValueError(f"{path} must hold fields by name, it holds a {type(fields).__name__}")
@@ -117,6 +123,19 @@ def options_of(fields: Mapping[str, Any], path: Path) -> LoraOptions:
         raise ValueError(f"{path}: {error}") from error
 
 
+def check_whole_names(fields: Mapping[str, Any], paths: Iterable[str], path: Path) -> None:
+    """Refuse a pattern `^name` that is the last part of other names, too: PEFT means the whole name by it.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    for pattern in ("rank_pattern", "alpha_pattern"):
+        for key in fields.get(pattern) or {}:
+            name = key.removeprefix("^").replace("\\.", ".")
+            if key.startswith("^") and any(other != name for other in paths_named(paths, name)):
+                raise ValueError(f"{path}: {pattern} has {key!r}, which means a whole name, and names end in it, too")
+
+
 def _targets(fields: Mapping[str, Any]) -> tuple[str, ...]:
     """The names in target_modules, if they alone decide."""
     names = fields.get("target_modules")
@@ -140,8 +159,11 @@ def _pattern(fields: Mapping[str, Any], name: str) -> dict[str, Any]:
     pattern = fields.get(name) or {}
     if not isinstance(pattern, dict):
         raise ValueError(f"{name} must be numbers by name, got {pattern!r}")
-    plain = {key.removeprefix("^").replace("\\.", "."): value for key, value in pattern.items()}
-    for key in plain:
+    plain: dict[str, Any] = {}
+    for written, value in pattern.items():
+        key = written.removeprefix("^").replace("\\.", ".")
+        if not any(paths_named([key], earlier) for earlier in plain):  # else PEFT never comes to it
+            plain[key] = value
         if not all(character.isalnum() or character in "._-" for character in key):
             raise ValueError(f"{name} has the regular expression {key!r}: names and last parts of names are covered")
     return plain

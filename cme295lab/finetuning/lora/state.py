@@ -40,6 +40,10 @@ class Lora(Attachment):
         self.merged: str | None = None
         self.weights_before: dict[str, Tensor] = {}
 
+    def forward(self, x: Tensor) -> Tensor:
+        """Nothing: an `nn.Sequential` calls all that hangs on it, this last."""
+        return x
+
     def matrix(self, path: str) -> LoraMatrix:
         """The parts of one matrix.
 
@@ -150,7 +154,7 @@ def check_adapter_name(adapter: str) -> None:
     """
     if not isinstance(adapter, str) or not adapter.replace("-", "_").isidentifier():
         raise ValueError(f"adapter must be letters, digits, _ and -, and not start with a digit, got {adapter!r}")
-    if hasattr(nn.ParameterDict, adapter):
+    if hasattr(nn.ParameterDict(), adapter):  # of an instance, which has `training`, too
         raise ValueError(f"adapter must not be called {adapter!r}: PyTorch has that name for itself")
 
 
@@ -162,6 +166,16 @@ def check_not_merged(lora: Lora, what: str) -> None:
     """
     if lora.merged is not None:
         raise ValueError(f"adapter {lora.merged!r} is merged into the weights: unmerge before you {what}")
+
+
+def check_no_rows(lora: Lora, what: str) -> None:
+    """Refuse to do something inside `adapters_per_example`.
+
+    Raises:
+        ValueError: if rows of a batch go through adapters of their own now.
+    """
+    if lora.rows is not None:
+        raise ValueError(f"adapters_per_example is on: leave it before you {what}")
 
 
 def unhook(module: nn.Module, matrix: LoraMatrix) -> None:

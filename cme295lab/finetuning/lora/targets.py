@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from torch import nn
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from cme295lab.memory.formulas.shapes import parameter_shapes
 from cme295lab.quantization.linear4bit import Linear4bit
@@ -56,6 +57,8 @@ def targets_of_model(model: nn.Module) -> dict[str, Target]:
     """Path -> target, of all linear layers and embeddings of a model."""
     found = {}
     for path, module in model.named_modules():
+        if not path or isinstance(module, NonDynamicallyQuantizableLinear):
+            continue  # the model itself has no name; attention of PyTorch reads that weight and never calls the layer
         if isinstance(module, nn.Linear | Linear4bit):
             shape = (module.out_features, module.in_features)
             found[path] = Target(path=path, shape=shape, kind=_kind(path))
@@ -85,7 +88,7 @@ def choose_targets(known: Mapping[str, Target], targets: Targets) -> list[Target
         targets: names or last parts of names; "all-linear", alone or among them.
 
     Raises:
-        TypeError: if `targets` is another text than "all-linear".
+        TypeError: if `targets` is another text than "all-linear", or holds what is no text.
         ValueError: if it is empty, or names no matrix; the message suggests names.
     """
     if isinstance(targets, str) and targets != "all-linear":
@@ -94,6 +97,8 @@ def choose_targets(known: Mapping[str, Target], targets: Targets) -> list[Target
         raise ValueError("targets is empty: give 'all-linear' or names of layers")
     chosen: set[str] = set()
     for name in (targets,) if isinstance(targets, str) else targets:
+        if not isinstance(name, str):
+            raise TypeError(f"targets must hold names, got {name!r}")
         if name == "all-linear":
             found = {path for path, target in known.items() if target.kind == "linear"}
         else:
