@@ -104,6 +104,21 @@ def test_counts_of_the_paper() -> None:
     assert "192" in str(table)
 
 
+def test_what_a_prefix_starts_as() -> None:
+    """Numbers are small, as embeddings are; a network is as wide as the model, and its input vectors are of size 1."""
+    wide = ModelConfig(vocab_size=8, num_layers=4, dim=64, num_heads=4, num_kv_heads=2, mlp_dim=8, max_seq=64)
+    torch.manual_seed(0)
+    model = DecoderLM(wide)
+    add_prefix(model, 50, reparametrize=False, name="numbers")
+    numbers = get_prefix(model, "numbers").keys_values
+    assert numbers is not None
+    assert numbers.std().item() == pytest.approx(0.02, rel=0.05)
+    add_prefix(model, 50, name="network")
+    network = get_prefix(model, "network")
+    assert network.inner.weight.shape == (64, 64)
+    assert network.embedding.std().item() == pytest.approx(1.0, rel=0.05)
+
+
 @pytest.mark.parametrize("kind", ["static", "growing"])
 @pytest.mark.parametrize("attention", ["flash", "standard"])
 @torch.no_grad()
@@ -180,6 +195,7 @@ def test_several_prefixes_and_copies_do_not_mix() -> None:
     with_a = model(tokens)
     add_prefix(model, 4, name="b")
     with_b = model(tokens)
+    assert not torch.equal(with_b, with_a)  # the new one is active
     copied = copy.deepcopy(model)
     set_prefix(model, "a")
     assert torch.equal(model(tokens), with_a)
@@ -188,11 +204,13 @@ def test_several_prefixes_and_copies_do_not_mix() -> None:
     assert torch.equal(copied(tokens), with_b)
 
 
-@pytest.mark.parametrize("reparametrize", [False, True])
+@pytest.mark.parametrize("made", ["numbers", "network", "finalized"])
 @torch.no_grad()
-def test_file_gives_the_same_outputs(tmp_path: Path, reparametrize: bool) -> None:
+def test_file_gives_the_same_outputs(tmp_path: Path, made: str) -> None:
     model, tokens = model_of(), tokens_of()
-    large_prefix(model, 3, reparametrize=reparametrize)
+    large_prefix(model, 3, reparametrize=made != "numbers")
+    if made == "finalized":
+        finalize(model)
     save_prefix(tmp_path / "p.safetensors", model)
     other = model_of()
     load_prefix(tmp_path / "p.safetensors", other, "loaded")
