@@ -85,6 +85,18 @@ def test_start_near_the_identity_as_in_the_paper() -> None:
     add_adapters(model, 5, up_std=0.01)
     difference = (model(tokens) - base).abs().max().item()
     assert 0 < difference < 1e-2
+    adapter = get_adapters(model).layers[0].get_submodule("attention")
+    deviations = [linear.weight.std().item() for linear in (adapter.down, adapter.up)]  # of 120 numbers each
+    assert deviations == pytest.approx([0.01, 0.01], rel=0.25)
+
+
+def test_scales_and_places_that_are_not_given() -> None:
+    """He et al.: a parallel adapter stands beside the MLP, with scale 4."""
+    for kind, expected in (("houlsby", (1.0, ("attention", "mlp"))), ("parallel", (4.0, ("mlp",)))):
+        model = model_of()
+        add_adapters(model, 5, kind=kind)
+        options = get_adapters(model).options
+        assert (options.scale, options.places) == expected
 
 
 def test_published_counts() -> None:
