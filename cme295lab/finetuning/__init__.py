@@ -8,6 +8,7 @@
 ``qlora`` trains adapters beside a base in 4 bits.
 ``prefix`` trains keys and values in front of the sequence.
 ``adapters`` trains small MLPs after or beside the parts of a layer.
+``tasks`` generates two small tasks, for several adapters on one base.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from __future__ import annotations
 from cme295lab._lazy import lazy_names
 
 _HOME: dict[str, str] = {}
-_MODULES = ("adapters", "chat", "instructions", "lora", "mid_training", "prefix", "qlora", "sft")
+_MODULES = ("adapters", "chat", "instructions", "lora", "mid_training", "prefix", "qlora", "sft", "tasks")
 
 __all__: list[str] = []
 
