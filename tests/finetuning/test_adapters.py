@@ -1,6 +1,7 @@
 """Adapters against a layer written out, published counts, and a base that stays what it is."""
 
 import copy
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from cme295lab.finetuning.adapters import (
+    AdapterOptions,
+    Adapters,
     add_adapters,
     enable_adapters,
     get_adapters,
@@ -16,6 +19,7 @@ from cme295lab.finetuning.adapters import (
     remove_adapters,
     save_adapters,
 )
+from cme295lab.finetuning.attached import save_attached
 from cme295lab.finetuning.prefix import add_prefix
 from cme295lab.transformer.config import ModelConfig
 from cme295lab.transformer.decoder import DecoderLM
@@ -179,6 +183,15 @@ def test_file_gives_the_same_outputs(tmp_path: Path, options: dict) -> None:
     table = load_adapters(tmp_path / "a.safetensors", other)
     assert torch.equal(other(tokens), model(tokens))
     assert table.num_trainable == sum(p.numel() for p in get_adapters(model).parameters())
+
+
+def test_file_with_a_waist_that_is_none_is_refused(tmp_path: Path) -> None:
+    """A consistent file of adapters as wide as the model, which `add_adapters` would not make."""
+    model = model_of()
+    adapters = Adapters(AdapterOptions(bottleneck=24, kind="parallel", places=("mlp",)), dim=24, num_layers=2)
+    save_attached(tmp_path / "a", adapters, method="adapters", options=asdict(adapters.options), model=model)
+    with pytest.raises(ValueError, match=r"bottleneck must be an int from 1 to 23 \(below the model's dim\), got 24"):
+        load_adapters(tmp_path / "a", model)
 
 
 def test_file_for_another_base_or_method_is_refused(tmp_path: Path) -> None:
