@@ -218,6 +218,24 @@ def test_file_gives_the_same_outputs(tmp_path: Path, made: str) -> None:
     assert all(p.requires_grad for p in get_prefix(other, "loaded").parameters())
 
 
+@torch.no_grad()
+def test_a_prefix_in_fp32_under_autocast() -> None:
+    """Keys and values of tokens are bf16 there, and so are those of the prefix when they meet."""
+    model, tokens = model_of().float(), tokens_of()
+    large_prefix(model, 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = model(tokens)
+    assert (found - model(tokens)).abs().max() < 0.05 * model(tokens).abs().max()
+
+
+@pytest.mark.parametrize("name", ["", "a.b", "items"])
+def test_names_that_cannot_be_are_refused(name: str) -> None:
+    model = model_of()
+    with pytest.raises(ValueError, match="name must be a Python name that no method of a ModuleDict has"):
+        add_prefix(model, 2, name=name)
+    assert all(parameter.requires_grad for parameter in model.parameters())
+
+
 def test_files_for_another_base_or_tampered_are_refused(tmp_path: Path) -> None:
     model = model_of()
     add_prefix(model, 3, reparametrize=False)
