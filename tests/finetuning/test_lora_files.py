@@ -34,7 +34,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def llama(tied: bool) -> nn.Module:
     torch.manual_seed(0)
     config = LlamaConfig(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2,
-                         intermediate_size=44, vocab_size=67, tie_word_embeddings=tied, initializer_range=0.3)  # fmt: skip
+                         intermediate_size=44, vocab_size=67, tie_word_embeddings=tied,
+                         initializer_range=0.3)  # fmt: skip
     return LlamaForCausalLM(config).eval()
 
 
@@ -116,7 +117,7 @@ def test_files_go_both_ways_with_peft(tmp_path: Path, base: str, variant: dict[s
 @pytest.mark.parametrize("order", [1, -1])
 @pytest.mark.filterwarnings("ignore::UserWarning:peft", "ignore::FutureWarning")
 def test_patterns_mean_the_same_where_several_names_fit(tmp_path: Path, order: int) -> None:
-    """PEFT takes the first name that fits, here it is the longest: files say it so that both mean the same."""
+    """PEFT takes the first name that fits, here it is the longest: files are written so that both agree."""
     pattern = dict(list({"attention.query": 2, "layers.0.attention.query": 3}.items())[::order])
     config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=["query"], alpha_pattern=pattern, init_lora_weights=False)
     peft.get_peft_model(model_of().float(), config).save_pretrained(tmp_path / "theirs")
