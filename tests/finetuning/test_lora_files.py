@@ -119,7 +119,8 @@ def test_files_go_both_ways_with_peft(tmp_path: Path, base: str, variant: dict[s
 def test_patterns_mean_the_same_where_several_names_fit(tmp_path: Path, order: int) -> None:
     """PEFT takes the first name that fits, here it is the longest: files are written so that both agree."""
     pattern = dict(list({"attention.query": 2, "layers.0.attention.query": 3}.items())[::order])
-    config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=["query"], alpha_pattern=pattern, init_lora_weights=False)
+    config = peft.LoraConfig(r=4, lora_alpha=6, target_modules=["query"], alpha_pattern=pattern,
+                             init_lora_weights=False)  # fmt: skip
     peft.get_peft_model(model_of().float(), config).save_pretrained(tmp_path / "theirs")
     theirs = peft.PeftModel.from_pretrained(model_of().float(), str(tmp_path / "theirs")).eval()
     ours = model_of().float()
