@@ -220,7 +220,7 @@ def test_file_gives_the_same_outputs(tmp_path: Path, made: str) -> None:
 
 @torch.no_grad()
 def test_a_prefix_in_fp32_under_autocast() -> None:
-    """Keys and values of tokens are bf16 there, and so are those of the prefix when they meet."""
+    """Keys and values of tokens are bf16 there, and the prefix stands in front of them nevertheless."""
     model, tokens = model_of().float(), tokens_of()
     large_prefix(model, 3)
     with torch.autocast("cpu", dtype=torch.bfloat16):
