@@ -20,6 +20,7 @@ A view holds no algorithm. Read in pairs, the pure part first:
     bit_scenario        bit_explorer         a number bit by bit, in every format
     number_line_scenario  number_line        which values a small format has, and where a number goes
     quantizer_scenario  quantizer_explorer   weights, the levels they are rounded to, and what is lost
+    rank_scenario       rank_explorer        what a LoRA rank costs, and what it can hold
     qlora_scenario      qlora_bars           what three ways of fine-tuning keep, and what fits a GPU
 
 `timeline_explorer` and `cost_calculator` draw records of other rooms as they are. Static pictures: `figures` (hardware,
@@ -63,6 +64,8 @@ from cme295lab.widgets.qlora_scenario import QloraScenario, qlora_scenario
 from cme295lab.widgets.quantization_figures import quality_figure
 from cme295lab.widgets.quantizer_explorer import QuantizerExplorer
 from cme295lab.widgets.quantizer_scenario import QuantizerScenario, quantizer_scenario
+from cme295lab.widgets.rank_explorer import RankExplorer
+from cme295lab.widgets.rank_scenario import RankScenario, rank_scenario
 from cme295lab.widgets.ring_records import RingMoment, ring_records
 from cme295lab.widgets.ring_walk import RingWalk
 from cme295lab.widgets.routing_explorer import RoutingExplorer
@@ -111,6 +114,8 @@ __all__ = [
     "QloraScenario",
     "QuantizerExplorer",
     "QuantizerScenario",
+    "RankExplorer",
+    "RankScenario",
     "RingMoment",
     "RingWalk",
     "RooflinePoint",
@@ -152,6 +157,7 @@ __all__ = [
     "qlora_scenario",
     "quality_figure",
     "quantizer_scenario",
+    "rank_scenario",
     "ring_records",
     "roofline",
     "routing_scenario",
