@@ -12,6 +12,8 @@ from cme295lab.finetuning import lora
 from cme295lab.finetuning.adapters import add_adapters
 from cme295lab.finetuning.prefix import add_prefix
 from cme295lab.quantization.linear4bit import Linear4bit
+from cme295lab.transformer.config import ModelConfig
+from cme295lab.transformer.decoder import DecoderLM
 from cme295lab.transformer.decoding.generation import generate
 from tests.finetuning.tuned_models import CONFIGS, LEARNED, model_of, tokens_of
 
@@ -23,6 +25,17 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "embedding": {"rank": 3, "targets": ("embedding", "value")},
     "dora": {"rank": 3, "targets": ("query", "mlp.up", "head"), "dora": True},
 }  # fmt: skip
+
+
+def biased_model(config: ModelConfig) -> DecoderLM:
+    """`model_of`, with biases that are not zero."""
+    model = model_of(config)
+    torch.manual_seed(4)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(".bias"):
+                parameter.normal_(std=0.3)
+    return model
 
 
 def randomize(model: nn.Module, adapter: str | None = None, seed: int = 5, std: float = 0.4) -> None:
@@ -75,7 +88,7 @@ def put_dense(model: nn.Module, base: nn.Module, options: dict[str, Any], adapte
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 @torch.no_grad()
 def test_outputs_equal_a_model_with_dense_weights(config: Any, options: dict[str, Any]) -> None:
-    model, dense, tokens = model_of(config), model_of(config), tokens_of()
+    model, dense, tokens = biased_model(config), biased_model(config), tokens_of()
     base = model(tokens)
     summary = lora.add_lora(model, **options)
     assert torch.allclose(model(tokens), base, rtol=0, atol=1e-13 if options.get("dora") else 0)

@@ -16,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from cme295lab.finetuning import lora
 from cme295lab.finetuning.lora import files
-from tests.finetuning.test_lora_adapting import assert_unchanged, marks, randomize
+from tests.finetuning.test_lora_adapting import assert_unchanged, biased_model, marks, randomize
 from tests.finetuning.tuned_models import LEARNED, ROPE, model_of, tokens_of
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -41,7 +41,7 @@ def llama(tied: bool) -> nn.Module:
 
 BASES: dict[str, Callable[[], nn.Module]] = {
     "llama": lambda: llama(False), "llama-tied": lambda: llama(True),
-    "ours": lambda: model_of(ROPE).float(), "ours-biases-tied": lambda: model_of(LEARNED).float(),
+    "ours": lambda: model_of(ROPE).float(), "ours-biases-tied": lambda: biased_model(LEARNED).float(),
 }  # fmt: skip
 
 
@@ -91,6 +91,9 @@ def test_files_go_both_ways_with_peft(tmp_path: Path, base: str, variant: dict[s
     )
     theirs = peft.get_peft_model(make(), config).eval()
     theirs.save_pretrained(tmp_path / "theirs")
+    extra = [key for key in load_file(tmp_path / "theirs" / WEIGHTS) if ".lora_" not in key]
+    touches_ends = bool({"head", "embedding"} & set(variant["where"].split()))
+    assert bool(extra) == (base.startswith("llama") and touches_ends)  # PEFT adds the base's own weights there
     ours = make()
     before = logits(ours).detach()
     summary = lora.load_adapter(tmp_path / "theirs", ours, trainable=True)
