@@ -21,6 +21,7 @@ A view holds no algorithm. Read in pairs, the pure part first:
     number_line_scenario  number_line        which values a small format has, and where a number goes
     quantizer_scenario  quantizer_explorer   weights, the levels they are rounded to, and what is lost
     rank_scenario       rank_explorer        what a LoRA rank costs, and what it can hold
+    adapter_switchboard_scenario  adapter_switchboard  one text through several adapters on one base
     qlora_scenario      qlora_bars           what three ways of fine-tuning keep, and what fits a GPU
 
 `timeline_explorer` and `cost_calculator` draw records of other rooms as they are. Static pictures: `figures` (hardware,
@@ -31,6 +32,8 @@ traffic, roofline, block sizes; `working_set` says what blocks need on chip), `m
 explorers, `walk_files` what the walks share in the browser.
 """
 
+from cme295lab.widgets.adapter_switchboard import AdapterSwitchboard
+from cme295lab.widgets.adapter_switchboard_scenario import SwitchboardScenario, switchboard_scenario
 from cme295lab.widgets.beam_scenario import BeamScenario, beam_scenario
 from cme295lab.widgets.beam_tree import BeamTree
 from cme295lab.widgets.bit_explorer import BitExplorer
@@ -84,6 +87,7 @@ from cme295lab.widgets.walk_records import ProgramWalk, WalkStep, WatchedNames, 
 from cme295lab.widgets.working_set import WorkingSet, working_set
 
 __all__ = [
+    "AdapterSwitchboard",
     "BeamScenario",
     "BeamTree",
     "BitExplorer",
@@ -124,6 +128,7 @@ __all__ = [
     "RoutingText",
     "ShardMap",
     "ShardScenario",
+    "SwitchboardScenario",
     "TileWalk",
     "TimelineExplorer",
     "TradeOff",
@@ -165,6 +170,7 @@ __all__ = [
     "scale_trace",
     "shard_scenario",
     "spacing_figure",
+    "switchboard_scenario",
     "timeline_figure",
     "trade_off",
     "traffic_bars",
