@@ -53,8 +53,8 @@ def qlora_model(
         Bytes by class, by formula and measured, and what learns.
 
     Raises:
-        TypeError, ValueError: as for `lora.add_lora` and `freeze_in_four_bits`, or if something is attached already. The model
-            is then as it was.
+        TypeError, ValueError: as for `lora.add_lora` and `freeze_in_four_bits`, or if something is attached already.
+            The model is then as it was.
     """
     check_unattached(model)
     options = LoraOptions(rank=rank, alpha=alpha, targets=targets, dropout=dropout, rs_lora=rs_lora, dtype=dtype)
