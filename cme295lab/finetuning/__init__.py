@@ -9,6 +9,7 @@
 ``prefix`` trains keys and values in front of the sequence.
 ``adapters`` trains small MLPs after or beside the parts of a layer.
 ``tasks`` generates two small tasks, for several adapters on one base.
+``comparisons`` fine-tunes in several ways, several times each, and says which difference is one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from __future__ import annotations
 from cme295lab._lazy import lazy_names
 
 _HOME: dict[str, str] = {}
-_MODULES = ("adapters", "chat", "instructions", "lora", "mid_training", "prefix", "qlora", "sft", "tasks")
+_MODULES = ("adapters", "chat", "comparisons", "instructions", "lora", "mid_training", "prefix", "qlora", "sft", "tasks")
 
 __all__: list[str] = []
 
