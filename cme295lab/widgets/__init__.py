@@ -27,8 +27,8 @@ A view holds no algorithm. Read in pairs, the pure part first:
 `timeline_explorer` and `cost_calculator` draw records of other rooms as they are. Static pictures: `figures` (hardware,
 traffic, roofline, block sizes; `working_set` says what blocks need on chip), `memory_figures` (measured timelines),
 `parallel_figures` (backward passes and ranks), `precision_figures` (losses in 16 bits and their scale),
-`quantization_figures` (perplexity against bits), `training_figures` (runs and what they learned), `routing_figures`
-(experts over training). `picture` is how a figure shows itself, `controls` has the sliders, menus and tables of all
+`quantization_figures` (perplexity against bits, NF4's levels), `training_figures` (runs and what they learned),
+`routing_figures` (experts over training). `picture` is how a figure shows itself, `controls` has the sliders, menus and tables of all
 explorers, `walk_files` what the walks share in the browser.
 """
 
@@ -64,7 +64,7 @@ from cme295lab.widgets.picture import Picture
 from cme295lab.widgets.precision_figures import policy_losses, scale_trace
 from cme295lab.widgets.qlora_bars import QloraBars
 from cme295lab.widgets.qlora_scenario import QloraScenario, qlora_scenario
-from cme295lab.widgets.quantization_figures import quality_figure
+from cme295lab.widgets.quantization_figures import codebook_figure, quality_figure
 from cme295lab.widgets.quantizer_explorer import QuantizerExplorer
 from cme295lab.widgets.quantizer_scenario import QuantizerScenario, quantizer_scenario
 from cme295lab.widgets.rank_explorer import RankExplorer
@@ -144,6 +144,7 @@ __all__ = [
     "block_size_map",
     "busiest_expert_figure",
     "cache_scenario",
+    "codebook_figure",
     "comparison_bars",
     "decoding_scenario",
     "few_labels_figure",

@@ -3,9 +3,10 @@
 from typing import Any
 
 import pytest
+import torch
 
 from cme295lab.transformer import ModelConfig, preset
-from cme295lab.widgets import QloraBars, qlora_scenario
+from cme295lab.widgets import QloraBars, codebook_figure, qlora_scenario
 from cme295lab.widgets.qlora_scenario import BUDGETS, MODELS, PARTS, TARGETS
 
 
@@ -123,3 +124,14 @@ def test_view_refuses_odd_values() -> None:
         QloraBars(double_quant="yes")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="shorter side"):
         QloraBars("course-4m", rank=256)
+
+
+def test_codebook_figure_counts_the_weights_of_each_level() -> None:
+    """Blocks of 32 ones and 31 zeros and −1: a scale of 1, and three of the sixteen levels."""
+    weights = torch.tensor([1.0] * 32 + [0.0] * 31 + [-1.0]).repeat(3)
+    picture = codebook_figure(weights)
+    heights = [patch.get_height() for patch in picture.axes[1].patches]  # type: ignore[attr-defined]
+    assert heights == pytest.approx([100 / 64] + [0] * 6 + [100 * 31 / 64] + [0] * 7 + [50])
+    assert "1.6%, 0.0%" in picture.alt_text
+    with pytest.raises(ValueError, match="at least one number"):
+        codebook_figure(torch.empty(0))
