@@ -17,7 +17,18 @@ from __future__ import annotations
 from cme295lab._lazy import lazy_names
 
 _HOME: dict[str, str] = {}
-_MODULES = ("adapters", "chat", "comparisons", "instructions", "lora", "mid_training", "prefix", "qlora", "sft", "tasks")
+_MODULES = (
+    "adapters",
+    "chat",
+    "comparisons",
+    "instructions",
+    "lora",
+    "mid_training",
+    "prefix",
+    "qlora",
+    "sft",
+    "tasks",
+)
 
 __all__: list[str] = []
 
