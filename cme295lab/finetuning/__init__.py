@@ -10,6 +10,7 @@
 ``adapters`` trains small MLPs after or beside the parts of a layer.
 ``tasks`` generates two small tasks, for several adapters on one base.
 ``comparisons`` fine-tunes in several ways, several times each, and says which difference is one.
+``spectra`` asks of what rank a weight's change is.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ _MODULES = (
     "prefix",
     "qlora",
     "sft",
+    "spectra",
     "tasks",
 )
 

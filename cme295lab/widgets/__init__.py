@@ -28,8 +28,9 @@ A view holds no algorithm. Read in pairs, the pure part first:
 traffic, roofline, block sizes; `working_set` says what blocks need on chip), `memory_figures` (measured timelines),
 `parallel_figures` (backward passes and ranks), `precision_figures` (losses in 16 bits and their scale),
 `quantization_figures` (perplexity against bits, NF4's levels), `training_figures` (runs and what they learned),
-`routing_figures` (experts over training). `picture` is how a figure shows itself, `controls` has the sliders, menus and tables of all
-explorers, `walk_files` what the walks share in the browser.
+`routing_figures` (experts over training), `lora_figures` (learning rates, ranks, spectra of changes). `picture` is how a
+figure shows itself, `controls` has the sliders, menus and tables of all explorers, `walk_files` what the walks share in
+the browser.
 """
 
 from cme295lab.widgets.adapter_switchboard import AdapterSwitchboard
@@ -53,6 +54,7 @@ from cme295lab.widgets.isoflop_explorer import IsoFlopExplorer
 from cme295lab.widgets.isoflop_scenario import IsoFlopScenario, isoflop_scenario
 from cme295lab.widgets.kv_cache_explorer import KvCacheExplorer
 from cme295lab.widgets.kv_cache_scenario import KvCacheScenario, kv_cache_scenario
+from cme295lab.widgets.lora_figures import learning_rate_figure, spectra_figure, trials_figure
 from cme295lab.widgets.loss_scale_explorer import LossScaleExplorer
 from cme295lab.widgets.loss_scale_scenario import LossScaleScenario, loss_scale_scenario
 from cme295lab.widgets.memory_figures import peak_treemap, timeline_figure
@@ -151,6 +153,7 @@ __all__ = [
     "frontier_scenario",
     "isoflop_scenario",
     "kv_cache_scenario",
+    "learning_rate_figure",
     "loss_curves",
     "loss_scale_scenario",
     "memorisation_figure",
@@ -171,11 +174,13 @@ __all__ = [
     "scale_trace",
     "shard_scenario",
     "spacing_figure",
+    "spectra_figure",
     "switchboard_scenario",
     "timeline_figure",
     "trade_off",
     "traffic_bars",
     "traffic_scenario",
+    "trials_figure",
     "walk_records",
     "working_set",
 ]
