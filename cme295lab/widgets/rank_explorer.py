@@ -40,6 +40,7 @@ _PARTS = (  # of the bars: attribute, name, colour
     ("masters", "fp32 masters", palette.SKY),
     ("states", "Adam's states", palette.VERMILLION),
 )
+_BARS = ("full", "LoRA")
 
 
 class RankExplorer(ipywidgets.VBox):
@@ -121,7 +122,8 @@ class RankExplorer(ipywidgets.VBox):
         scenario, found = self.scenario, self.spectrum
         with self.plot.batch_update():
             for trace, (part, *_) in zip(self.plot.data[: len(_PARTS)], _PARTS, strict=True):
-                trace.x = [getattr(scenario.full, part) / 1e9, getattr(scenario.lora, part) / 1e9]
+                sizes = [getattr(scenario.full, part) / 1e9, getattr(scenario.lora, part) / 1e9]
+                trace.update(x=sizes, y=_BARS)  # with y from the start, and no x, the axis would count them
             numbers = list(range(1, len(found.values) + 1))
             values, kept, here = self.plot.data[len(_PARTS) :]
             values.update(x=numbers, y=(found.values / found.values[0]).tolist())
@@ -164,7 +166,7 @@ def draw_rank(scenario: RankScenario, found: Spectrum, name: str) -> Picture:
     left = [0.0, 0.0]
     for part, label, colour in _PARTS:
         widths = [getattr(way, part) / 1e9 for way in (scenario.full, scenario.lora)]
-        bars.barh(["full", "LoRA"], widths, left=left, color=colour, label=label)
+        bars.barh(_BARS, widths, left=left, color=colour, label=label)
         left = [start + width for start, width in zip(left, widths, strict=True)]
     bars.set(xlabel="GB of model states")
     bars.legend(frameon=False, fontsize=7)
@@ -187,7 +189,7 @@ def _row(name: str, way: TrainingBytes, file_bytes: int) -> tuple[str, ...]:
 def _empty_plot() -> Any:
     plot = make_subplots(1, 2, column_widths=(0.55, 0.45), horizontal_spacing=0.12)
     for _, name, colour in _PARTS:
-        plot.add_bar(y=["full", "LoRA"], orientation="h", name=name, marker={"color": colour, "line": {"width": 0}},
+        plot.add_bar(orientation="h", name=name, marker={"color": colour, "line": {"width": 0}},
                      hovertemplate="%{x:.3f} GB", row=1, col=1)  # fmt: skip
     for name, colour in (("singular value / largest", palette.GREY), ("share of squares kept", palette.GREEN)):
         plot.add_scatter(mode="lines", line={"color": colour}, name=name, hovertemplate="%{x}: %{y:.3f}", row=1, col=2)
@@ -195,5 +197,6 @@ def _empty_plot() -> Any:
     plot.add_scatter(mode="markers", marker=dot, name="this rank", hovertemplate="%{x}: %{y:.1%}", row=1, col=2)
     plot.update_xaxes(title_text="GB of model states", row=1, col=1)
     plot.update_xaxes(title_text="rank", type="log", row=1, col=2)
+    plot.update_yaxes(type="category", row=1, col=1)
     legend = {"font": {"size": 10}, "orientation": "h", "y": -0.25}
     return live_plot(plot, width=850, height=340, barmode="stack", legend=legend, margin={"l": 50, "r": 10, "t": 10})

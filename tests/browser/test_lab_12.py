@@ -14,6 +14,7 @@ pytestmark = pytest.mark.browser
 OpenNotebook = Callable[[str], LabNotebook]
 WriteNotebook = Callable[[str, list[str]], str]
 TEXT_SHOWS = "([where, text]) => document.querySelector(where)?.innerText.includes(text)"
+LABEL_SHOWS = "([where, text]) => document.querySelector(where).textContent.includes(text)"
 TEXT_GONE = "([where, text]) => !document.querySelector(where).innerText.includes(text)"
 RANKS = """from cme295lab.widgets import AdapterSwitchboard, RankExplorer
 RankExplorer(rank=8, targets="mlp")"""
@@ -45,6 +46,7 @@ def test_rank_explorer_and_switchboard_follow_keys_and_mouse(
     shows(".rank-summary", headline(rank_scenario("llama-3-8b", rank=256, targets="mlp")))
     page.locator(".rank-targets select").select_option("all-linear + head")
     shows(".rank-summary", "704,970,752 trainable")
+    shows(".rank-explorer .yaxislayer-above", "LoRA", LABEL_SHOWS)
     notebook.screenshot(SCREENSHOTS / "rank_explorer.png")
     page.locator(".rank-model select").select_option("course-4m")
     shows(".rank-summary", headline(rank_scenario("course-4m", rank=128, targets="all-linear + head")))

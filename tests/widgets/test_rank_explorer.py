@@ -75,6 +75,7 @@ def test_every_model_and_target_can_be_shown() -> None:
         for targets in TARGETS:
             explorer.controls["targets"].value = targets
             bars = explorer.plot.data[1]
+            assert tuple(bars.y) == ("full", "LoRA")
             assert bars.x[1] == pytest.approx(explorer.scenario.lora.weights / 1e9)
     assert "rank 4 on all-linear + head" in explorer.figure().alt_text
     assert "Rank 4 holds at best 100.0%" in explorer._text.value
