@@ -28,9 +28,9 @@ A view holds no algorithm. Read in pairs, the pure part first:
 traffic, roofline, block sizes; `working_set` says what blocks need on chip), `memory_figures` (measured timelines),
 `parallel_figures` (backward passes and ranks), `precision_figures` (losses in 16 bits and their scale),
 `quantization_figures` (perplexity against bits, NF4's levels), `training_figures` (runs and what they learned),
-`routing_figures` (experts over training), `lora_figures` (learning rates, ranks, spectra of changes). `picture` is how a
-figure shows itself, `controls` has the sliders, menus and tables of all explorers, `walk_files` what the walks share in
-the browser.
+`routing_figures` (experts over training), `lora_figures` (learning rates, ranks, spectra of changes). `picture` is how
+a figure shows itself, `controls` has the sliders, menus and tables of all explorers, `walk_files` what the walks share
+in the browser.
 """
 
 from cme295lab.widgets.adapter_switchboard import AdapterSwitchboard
