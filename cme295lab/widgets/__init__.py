@@ -23,6 +23,7 @@ A view holds no algorithm. Read in pairs, the pure part first:
     rank_scenario       rank_explorer        what a LoRA rank costs, and what it can hold
     adapter_switchboard_scenario  adapter_switchboard  one text through several adapters on one base
     qlora_scenario      qlora_bars           what three ways of fine-tuning keep, and what fits a GPU
+    token_mask_scenario token_mask_view      a conversation's tokens: whose they are, which carry loss, packed
 
 `timeline_explorer` and `cost_calculator` draw records of other rooms as they are. Static pictures: `figures` (hardware,
 traffic, roofline, block sizes; `working_set` says what blocks need on chip), `memory_figures` (measured timelines),
@@ -80,6 +81,8 @@ from cme295lab.widgets.shard_map import ShardMap
 from cme295lab.widgets.shard_scenario import ShardScenario, shard_scenario
 from cme295lab.widgets.tile_walk import TileWalk
 from cme295lab.widgets.timeline_explorer import TimelineExplorer
+from cme295lab.widgets.token_mask_scenario import PackedRows, TokenMask, packed_rows, token_mask
+from cme295lab.widgets.token_mask_view import TokenMaskView
 from cme295lab.widgets.trade_off_explorer import TradeOffExplorer
 from cme295lab.widgets.trade_off_scenario import TradeOff, trade_off
 from cme295lab.widgets.traffic_explorer import TrafficExplorer
@@ -114,6 +117,7 @@ __all__ = [
     "MixtureScenario",
     "NumberLine",
     "NumberLineScenario",
+    "PackedRows",
     "Picture",
     "ProgramWalk",
     "QloraBars",
@@ -133,6 +137,8 @@ __all__ = [
     "SwitchboardScenario",
     "TileWalk",
     "TimelineExplorer",
+    "TokenMask",
+    "TokenMaskView",
     "TradeOff",
     "TradeOffExplorer",
     "TrafficExplorer",
@@ -161,6 +167,7 @@ __all__ = [
     "mixture_scenario",
     "number_line_figure",
     "number_line_scenario",
+    "packed_rows",
     "peak_treemap",
     "policy_losses",
     "qlora_scenario",
@@ -177,6 +184,7 @@ __all__ = [
     "spectra_figure",
     "switchboard_scenario",
     "timeline_figure",
+    "token_mask",
     "trade_off",
     "traffic_bars",
     "traffic_scenario",
