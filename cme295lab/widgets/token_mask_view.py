@@ -35,9 +35,10 @@ _STYLE = """
   color: var(--jp-content-font-color1, currentColor); white-space: pre; }
 .tokenmask-tokens span.t.loss { font-weight: 700; text-decoration: underline; text-decoration-thickness: 2px;
   text-underline-offset: 3px; }
-.tokenmask-tokens span.t.padding { opacity: 0.35; }
+.tokenmask-tokens span.t.padding { opacity: 0.7; }
 .tokenmask-tokens .d { border-left: 3px solid currentColor; margin-left: 4px; padding-left: 4px; }
 .tokenmask-tokens .row { display: flex; gap: 14px; align-items: flex-start; margin: 8px 0; line-height: 1.8; }
+.tokenmask-tokens .row > .who { min-width: 0; }
 .tokenmask-error { color: var(--jp-error-color0, #b00020); font-weight: 600; }
 .tokenmask-answer textarea { font-size: 13px; }
 """
@@ -194,13 +195,16 @@ def rows_html(packed: PackedRows) -> str:
             f'<span class="d" title="conversation {document} of the row">{_spans(list(tokens))}</span>'
             for document, tokens in groupby(row, key=lambda token: token.document)
         )
-        parts.append(f'<div class="row">{_mask_svg(packed.documents(number), packed.seq)}<div>{documents}</div></div>')
+        who = _mask_svg(packed.documents(number), packed.seq)
+        parts.append(f'<div class="row">{who}<div class="who">{documents}</div></div>')
     more = len(packed.rows) - _SHOWN_ROWS
     note = f"<div>and {more} rows more</div>" if more > 0 else ""
     return f'{table}<div class="tokenmask-tokens">{"".join(parts)}{note}</div>'
 
 
 def _spans(tokens: Sequence[MaskedToken]) -> str:
+    if tokens and tokens[0].role == "padding":  # nothing of it differs
+        return f'<span class="t padding">{len(tokens)} × padding</span>'
     return "".join(map(_span, tokens))
 
 
@@ -208,8 +212,6 @@ def _span(token: MaskedToken) -> str:
     shown = escape(token.text.replace("\n", "↵").replace(" ", "␣"))
     classes = f"t {token.role}{' loss' if token.carries_loss else ''}"
     said = f"{token.role}, {'loss' if token.carries_loss else 'no loss'}, position {token.position}, number {token.id}"
-    if token.role == "padding":
-        return f'<span class="{classes}" title="padding">{shown}</span>'
     colour = COLOURS[token.role]
     after = "<br>" if token.text.endswith("\n") else "<wbr>"
     style = f"background:{colour}33;border-color:{colour}"

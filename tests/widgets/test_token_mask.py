@@ -123,6 +123,8 @@ def test_view_follows_its_controls(view, tokenizer):
     view.controls["limit"].value = 192
     assert packed_headline(view.packed) in unescape(text.value)
     assert text.value.count("<polygon") == 3
+    padding = sum(not token.document for row in view.packed.rows for token in row)
+    assert sum(int(part.rsplit(">", 1)[1]) for part in text.value.split(" × padding")[:-1]) == padding > 0
     assert view.figure().png()[:4] == b"\x89PNG"
     assert headline(view.scenario) in repr(view)
 
