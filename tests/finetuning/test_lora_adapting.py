@@ -324,3 +324,14 @@ def test_lora_plus_gives_b_the_larger_rate() -> None:
     for options in ({"learning_rate": 0}, {"learning_rate": 1e-3, "ratio": -1}, {"learning_rate": True}):
         with pytest.raises(ValueError, match="must be a positive number"):
             lora.lora_plus_groups(model, **options)
+
+
+@pytest.mark.parametrize("name", ["values", "keys", "pop"])
+def test_layers_may_be_called_what_containers_have_names_for(name: str) -> None:
+    model = nn.Module()
+    model.add_module(name, nn.Linear(3, 4))
+    summary = lora.add_lora(model, rank=2, targets=(name,))
+    assert [row.path for row in summary.rows] == [name]
+    assert set(lora.delta_weights(model)) == {name}
+    lora.delete_adapter(model, "default")
+    assert not model.get_submodule(name)._forward_hooks

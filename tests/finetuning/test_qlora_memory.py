@@ -113,7 +113,7 @@ def test_the_table_shows_both_savings() -> None:
         ({"rank": 0}, ValueError, "rank must be at least 1, got 0"),
         ({"rank": 2.0}, TypeError, "rank must be an int"),
         ({"rank": 13}, ValueError, r"rank must be at most the shorter side of layers.0.attention.key, \(12, 24\)"),
-        ({"targets": ("q_proj",)}, ValueError, "'q_proj', and no layer has that name; .*there are down, embedding, gate"),
+        ({"targets": ("q_proj",)}, ValueError, "'q_proj', and no layer has that name; .*there are down, embed"),
         ({"targets": "query"}, TypeError, r"write \('query',\)"),
         ({"targets": ()}, ValueError, "targets is empty"),
         ({"block_size": 0}, ValueError, "block_size must be at least 1"),

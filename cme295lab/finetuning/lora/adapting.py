@@ -26,7 +26,7 @@ from cme295lab.finetuning.lora.state import (
     unhook,
 )
 from cme295lab.finetuning.lora.summary import LoraSummary, summarize
-from cme295lab.finetuning.lora.targets import Target, Targets, choose_targets, paths_named, targets_of_model
+from cme295lab.finetuning.lora.targets import Target, Targets, choose_targets, key_of, paths_named, targets_of_model
 
 DEFAULT_ADAPTER = "default"
 
@@ -143,7 +143,7 @@ def delete_adapter(model: nn.Module, adapter: str) -> None:
         matrix.delete(adapter)
         if not matrix.scales:
             unhook(model.get_submodule(path), matrix)
-            del lora.matrices[path.replace(".", "/")]
+            del lora.matrices[key_of(path)]
     del lora.options[adapter]
     lora.usable_only.discard(adapter)
 

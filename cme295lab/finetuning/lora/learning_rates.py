@@ -14,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from cme295lab.finetuning.lora.adapting import lora_parameters
+from cme295lab.finetuning.lora.targets import key_of
 
 
 def lora_plus_groups(
@@ -37,7 +38,7 @@ def lora_plus_groups(
         if isinstance(value, bool) or not isinstance(value, int | float) or not (math.isfinite(value) and value > 0):
             raise ValueError(f"{name} must be a positive number, got {value!r}")
     named = lora_parameters(model, adapter)
-    embeddings = {path.replace(".", "/") for path, module in model.named_modules() if isinstance(module, nn.Embedding)}
+    embeddings = {key_of(path) for path, module in model.named_modules() if isinstance(module, nn.Embedding)}
     fast = {name for name in named if ".lora_B." in name and name.split(".")[2] not in embeddings}
     return [
         {"name": "A", "params": [p for name, p in named.items() if name not in fast], "lr": learning_rate},

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from cme295lab.finetuning.attached import Attachment, attach, check_unattached, detach
 from cme295lab.finetuning.lora.layers import LoraHook, LoraMatrix
 from cme295lab.finetuning.lora.options import LoraOptions
-from cme295lab.finetuning.lora.targets import Target
+from cme295lab.finetuning.lora.targets import Target, key_of
 
 PLACE = "lora"
 
@@ -50,7 +50,7 @@ class Lora(Attachment):
         Raises:
             KeyError: if it has none.
         """
-        found = self.matrices[path.replace(".", "/")]
+        found = self.matrices[key_of(path)]
         assert isinstance(found, LoraMatrix)
         return found
 
@@ -112,7 +112,7 @@ def attach_lora(model: nn.Module) -> Lora:
 
 def matrix_for(model: nn.Module, lora: Lora, target: Target) -> LoraMatrix:
     """The parts of one matrix, with a hook on its layer if they are the first."""
-    key = target.path.replace(".", "/")
+    key = key_of(target.path)
     if key not in lora.matrices:
         matrix = LoraMatrix(target)
         lora.matrices[key] = matrix.train(lora.training)

@@ -80,6 +80,12 @@ def targets_of_config(config: ModelConfig) -> dict[str, Target]:
     return found
 
 
+def key_of(path: str) -> str:
+    """A path as the name of a submodule: "/" for ".", and one more behind a name that PyTorch's containers have."""
+    key = path.replace(".", "/")
+    return f"{key}/" if hasattr(nn.ModuleDict, key) else key
+
+
 def choose_targets(known: Mapping[str, Target], targets: Targets) -> list[Target]:
     """Those matrices that are meant, in the model's order.
 
