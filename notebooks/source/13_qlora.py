@@ -18,8 +18,13 @@ import statistics
 import matplotlib.pyplot as plt
 import torch
 
+# %%
 from cme295lab.finetuning import lora
+from cme295lab.finetuning.chat import chat_template, encode_chats, pack_chats
+from cme295lab.finetuning.instructions import instruction_data
 from cme295lab.finetuning.qlora import PagedAdamW, measured_bytes, qlora_memory, qlora_model
+from cme295lab.finetuning.sft import SftConfig, train_sft
+from cme295lab.pretraining.trainer.evaluation import evaluate
 from cme295lab.quantization import Linear4bit, nf4
 from cme295lab.transformer import load_pretrained
 from cme295lab.units import format_bytes
@@ -154,11 +159,6 @@ print(f"measured in training: {counted.total:,} bytes, by the formula {summary.m
 # products are in fp32 here.)
 
 # %%
-from cme295lab.finetuning.chat import chat_template, encode_chats, pack_chats
-from cme295lab.finetuning.instructions import instruction_data
-from cme295lab.finetuning.sft import SftConfig, train_sft
-from cme295lab.pretraining.trainer.evaluation import evaluate
-
 num_examples, num_held_out, seq = {"fast": (60, 12, 128), "full": (1200, 120, 256)}[profile]
 data = instruction_data(num_examples=num_examples, num_held_out=num_held_out)
 template = chat_template("alpaca", bos_token="", eos_token="<|end|>")
