@@ -7,6 +7,7 @@
 ``lora`` trains what is added to weights, as products of thin matrices.
 ``qlora`` trains adapters beside a base in 4 bits.
 ``prefix`` trains keys and values in front of the sequence.
+``prompt`` trains vectors in place of words in front of the text.
 ``adapters`` trains small MLPs after or beside the parts of a layer.
 ``tasks`` generates two small tasks, for several adapters on one base.
 ``comparisons`` fine-tunes in several ways, several times each, and says which difference is one.

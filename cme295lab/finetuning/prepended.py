@@ -38,6 +38,10 @@ class PrependedTuning(Attachment):
         """Keys and values of the active one for a layer, (kv_heads, length, head_dim) each; None for none."""
         raise NotImplementedError
 
+    def front(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor] | None:
+        """What stands in front of a layer's own keys and values, which are told; None for nothing."""
+        return self.keys_values(layer)
+
 
 class PrependedCore(nn.Module):
     """The core of one layer, with keys and values in front."""
@@ -55,7 +59,7 @@ class PrependedCore(nn.Module):
         v: Float[Tensor, "batch kv_heads keys head_dim"],
         mask: Tensor | None = None,
     ) -> Float[Tensor, "batch heads seq head_dim"]:
-        front = self._tuning[0].keys_values(self.layer)
+        front = self._tuning[0].front(self.layer, k, v)
         if front is None:
             return self.core(q, k, v, mask)  # type: ignore[no-any-return]
         length, seq = front[0].shape[1], q.shape[2]

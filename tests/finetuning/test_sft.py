@@ -165,7 +165,7 @@ def test_a_frozen_base_stays_as_it_is_bit_for_bit_and_is_in_no_file(tmp_path):
 
 ADDED = {
     "prefix": {"length": 3, "hidden": 5}, "adapters": {"bottleneck": 4, "places": ("attention", "mlp")},
-    "lora": {"rank": 4, "targets": "all-linear"},
+    "lora": {"rank": 4, "targets": "all-linear"}, "prompt": {"length": 4},
 }  # fmt: skip
 
 

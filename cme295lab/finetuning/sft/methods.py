@@ -39,6 +39,7 @@ METHODS: Mapping[str, Callable[..., object]] = MappingProxyType(
         "as-marked": _as_marked,
         "lora": _adding("cme295lab.finetuning.lora.adapting", "add_lora"),
         "prefix": _adding("cme295lab.finetuning.prefix", "add_prefix"),
+        "prompt": _adding("cme295lab.finetuning.prompt", "add_prompt"),
         "adapters": _adding("cme295lab.finetuning.adapters", "add_adapters"),
     }
 )
