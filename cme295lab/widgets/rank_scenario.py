@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cme295lab.finetuning import lora
+from cme295lab.finetuning.spectra import singular_values
 from cme295lab.transformer.config import ModelConfig
 from cme295lab.transformer.presets import preset
 
@@ -165,7 +166,7 @@ def spectrum(change: Float[Tensor, "rows columns"]) -> Spectrum:
     """
     if change.ndim != 2 or not bool(torch.isfinite(change).all()) or not bool(change.any()):
         raise ValueError(f"the change must be a finite matrix that is not all zero, got shape {tuple(change.shape)}")
-    values = torch.linalg.svdvals(change.detach().double().cpu())
+    values = singular_values(change.detach().cpu())
     squares = values.square()
     kept = torch.cat([torch.zeros(1, dtype=torch.float64), squares.cumsum(0) / squares.sum()])
     return Spectrum(values=values, kept=kept)
