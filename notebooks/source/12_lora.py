@@ -147,9 +147,9 @@ by_rank = comparisons.rank_sweep(
 display(trials_figure(by_rank, reference=best["full"]))
 
 # %% [markdown]
-# A higher rank is better (the line is full fine-tuning), and one rate did serve from 1 to 64. Returns shrink: from 1 to
-# 4 helps more than from 4 to 64. "LoRA Without Regret" sees small ranks learn as fast as large ones until their capacity
-# is used up, in long runs of large models; twenty steps of a small one cannot show that.
+# A higher rank is better (the line is full fine-tuning), and one rate did serve from 1 to 64. Returns shrink: from 1
+# to 4 helps more than from 4 to 64. "LoRA Without Regret" sees small ranks learn as fast as large ones until their
+# capacity is used up, in long runs of large models; twenty steps of a small one cannot show that.
 #
 # ## 5. Which matrices?
 #
@@ -247,8 +247,8 @@ for task, data in found.items():
 
 # %% [markdown]
 # The base answers neither. Each adapter answers its own task and only that; all four labels compete, so the wrong
-# adapter is at zero. Spam has telling words and survives new ones (the shifted split). Sentiment turns on negation, and on new
-# patterns it is no better than a coin.
+# adapter is at zero. Spam has telling words and survives new ones (the shifted split). Sentiment turns on negation,
+# and on new patterns it is no better than a coin.
 #
 # Requests for both may share a batch: the base's products are computed once for all rows, the low-rank parts by row.
 # **Try** the switchboard with texts of your own. What does the sum of two adapters answer?
@@ -296,9 +296,9 @@ print(f"GPT-3, adapters of width 1, two per layer: {of_gpt_3:,}")
 print(f"GPT-2 medium, a prefix of 10: {prefix.num_prefix_parameters(preset('gpt-2-medium'), 10):,}")
 
 # %% [markdown]
-# Memory and quality go the same way here, but for the prefix, whose many numbers are mostly the network that makes it
-# in training: what is kept is $2 L l d$. A prompt of 5,120 numbers barely moves a model of this size; its paper says the
-# same, and that the gap closes at 10 billion parameters.
+# Memory and quality go the same way here, but for the prefix, whose many numbers are mostly the network that makes
+# it in training: what is kept is $2 L l d$. A prompt of 5,120 numbers barely moves a model of this size; its paper
+# says the same, and that the gap closes at 10 billion parameters.
 #
 # ## 10. Files
 #
