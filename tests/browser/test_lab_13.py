@@ -1,4 +1,4 @@
-"""The widget of notebook 13 in JupyterLab, in a real browser: models are chosen, ranks changed, the impossible is said."""
+"""The widget of notebook 13 in JupyterLab, in a real browser: models are chosen, ranks changed, bad ones refused."""
 
 from collections.abc import Callable
 
