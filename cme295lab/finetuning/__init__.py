@@ -27,6 +27,7 @@ _MODULES = (
     "lora",
     "mid_training",
     "prefix",
+    "prompt",
     "qlora",
     "sft",
     "spectra",

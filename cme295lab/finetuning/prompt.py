@@ -15,6 +15,9 @@ learn what they need of one.
 
 Vectors start as embeddings of tokens drawn at random (the paper's better start), or as small normal numbers.
 
+Not covered: layers that are recomputed in the backward pass (they would meet another state than in the forward pass,
+which PyTorch reports), and keeping the prompt's keys and values from one generated token to the next.
+
 Source: Lester et al. 2021, "The Power of Scale for Parameter-Efficient Prompt Tuning", §2 and §3.2.
 """
 
