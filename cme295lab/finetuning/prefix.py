@@ -109,7 +109,7 @@ class PrefixTuning(PrependedTuning):
 
     place = _PLACE
 
-    def keys_values(self, layer: int) -> tuple[Tensor, Tensor] | None:
+    def front(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor] | None:
         """Keys and values of the active prefix for a layer, or None."""
         if self.active is None:
             return None

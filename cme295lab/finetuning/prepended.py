@@ -34,13 +34,12 @@ class PrependedTuning(Attachment):
         self.named = nn.ModuleDict()
         self.active: str | None = None
 
-    def keys_values(self, layer: int) -> tuple[Tensor, Tensor] | None:
-        """Keys and values of the active one for a layer, (kv_heads, length, head_dim) each; None for none."""
-        raise NotImplementedError
-
     def front(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor] | None:
-        """What stands in front of a layer's own keys and values, which are told; None for nothing."""
-        return self.keys_values(layer)
+        """What stands in front of a layer's own k and v: (kv_heads, length, head_dim) each; None for nothing.
+
+        Subclasses say it.
+        """
+        raise NotImplementedError
 
 
 class PrependedCore(nn.Module):

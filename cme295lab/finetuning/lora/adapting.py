@@ -26,7 +26,15 @@ from cme295lab.finetuning.lora.state import (
     unhook,
 )
 from cme295lab.finetuning.lora.summary import LoraSummary, summarize
-from cme295lab.finetuning.lora.targets import Target, Targets, choose_targets, key_of, paths_named, targets_of_model
+from cme295lab.finetuning.lora.targets import (
+    Target,
+    Targets,
+    check_rank,
+    choose_targets,
+    key_of,
+    paths_named,
+    targets_of_model,
+)
 
 DEFAULT_ADAPTER = "default"
 
@@ -89,12 +97,7 @@ def check_new_adapter(model: nn.Module, adapter: str, options: LoraOptions) -> l
         if not paths_named([target.path for target in chosen], name):
             raise ValueError(f"rank_pattern or alpha_pattern names {name!r}, and none of the targets has that name")
     for target in chosen:
-        rank = options.rank_of(target.path)
-        if rank > min(target.shape):
-            raise ValueError(
-                f"rank must be at most the shorter side of {target.path}, {target.shape}, got {rank}: a higher rank "
-                f"adds parameters and nothing that they could express"
-            )
+        check_rank(target, options.rank_of(target.path))
         if options.dora and target.kind == "embedding":
             raise ValueError(f"dora is for linear layers, {target.path} is an embedding: leave it out of the targets")
     return chosen

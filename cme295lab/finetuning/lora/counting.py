@@ -8,7 +8,14 @@ from __future__ import annotations
 from torch import nn
 
 from cme295lab.finetuning.attached import check_int
-from cme295lab.finetuning.lora.targets import Target, Targets, choose_targets, targets_of_config, targets_of_model
+from cme295lab.finetuning.lora.targets import (
+    Target,
+    Targets,
+    check_rank,
+    choose_targets,
+    targets_of_config,
+    targets_of_model,
+)
 from cme295lab.transformer.config import ModelConfig
 from cme295lab.transformer.presets import preset
 
@@ -47,6 +54,5 @@ def lora_targets(model: nn.Module | ModelConfig | str, *, rank: int, targets: Ta
     known = targets_of_config(model) if isinstance(model, ModelConfig) else targets_of_model(model)
     chosen = choose_targets(known, targets)
     for target in chosen:
-        if rank > min(target.shape):
-            raise ValueError(f"rank must be at most the shorter side of {target.path}, {target.shape}, got {rank}")
+        check_rank(target, rank)
     return chosen

@@ -80,6 +80,19 @@ def targets_of_config(config: ModelConfig) -> dict[str, Target]:
     return found
 
 
+def check_rank(target: Target, rank: int) -> None:
+    """Refuse a rank that a matrix is too small for.
+
+    Raises:
+        ValueError: if it is larger than its shorter side.
+    """
+    if rank > min(target.shape):
+        raise ValueError(
+            f"rank must be at most the shorter side of {target.path}, {target.shape}, got {rank}: a higher rank "
+            f"adds parameters and nothing that they could express"
+        )
+
+
 def key_of(path: str) -> str:
     """A path as the name of a submodule: "/" for ".", and one more behind a name that PyTorch's containers have."""
     key = path.replace(".", "/")
